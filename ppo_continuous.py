@@ -234,7 +234,7 @@ def collect(envs: gym.vector.VectorEnv, agent: Agent, obs: np.ndarray, args: Arg
         actions = policy.sample()
         obs, rewards, terminated, truncated, info = envs.step(actions.cpu().numpy())
         if not (np.isfinite(rewards).all() and np.isfinite(obs).all()):
-            raise FloatingPointError(f"a reward or observation is not finite at step {step:,}")
+            raise FloatingPointError(f"a reward or observation is not finite at step {step + args.num_envs:,}")
         rows.append((obs_t, actions, policy.log_prob(actions), values, rewards, terminated, truncated))
         if truncated.any():  # obs is the next episode's already; where this one was cut off is in final_obs
             final_obs.append(np.stack(info["final_obs"][truncated]))
@@ -369,7 +369,7 @@ def load_checkpoint(path: str, agent: Agent | None = None, optimizer: Any = None
             torch.set_rng_state(checkpoint["rng"])
             torch.cuda.set_rng_state_all(checkpoint["cuda_rng"][: torch.cuda.device_count()])
     except Exception as error:  # no file, half a file, another file, arguments or networks of another version, ...
-        raise UserError(f"cannot load {path}: {' '.join(str(error).split())}") from error
+        raise UserError(f"cannot load {path}: {' '.join(str(error).split()) or 'it is empty'}") from error
     return checkpoint
 
 

@@ -1,0 +1,149 @@
+"""Environments so small that what PPO must learn in them is known in closed form; ids are "probe_envs:NAME-v0"."""
+
+import gymnasium as gym
+import numpy as np
+
+
+class Probe(gym.Env):
+    """One observation in, one action in [-1, 1] out; subclasses say what step t of an episode does."""
+
+    observation_space = gym.spaces.Box(-100, 100, (1,), np.float64)
+    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
+
+    def __init__(self, render_mode: str | None = None, **options):
+        self.render_mode = render_mode
+        self.options = options
+        self.episode = -1
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t, self.episode = 0, self.episode + 1
+        return self.obs(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action.astype(np.float32)), action
+        reward, terminated, truncated = self.outcome(action)
+        self.t += 1
+        return self.obs(), reward, terminated, truncated, {}
+
+    def obs(self):
+        return np.zeros(1)
+
+    def render(self):
+        frame = np.zeros((64, 64, 3), np.uint8)
+        frame[:, : 6 * (self.t % 10) + 4] = 255
+        return frame
+
+
+class Constant(Probe):
+    """Reward 1 in a single state, for ever; the registered time limit cuts it, unless terminates=True ends it."""
+
+    def outcome(self, action):
+        return 1.0, bool(self.options.get("terminates")), False
+
+
+class Countdown(Probe):
+    """Two steps, told apart by the observation; the only reward, 1, comes with the second."""
+
+    def obs(self):
+        return np.array([float(self.t)])
+
+    def outcome(self, action):
+        return float(self.t == 1), self.t == 1, False
+
+
+class Sign(Probe):
+    """Reward for the sign of the action."""
+
+    def outcome(self, action):
+        return float(np.sign(action[0])), True, False
+
+
+class Match(Probe):
+    """Reward for an action with the sign of the observation, which is -1 or 1 at random."""
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.sign = self.np_random.choice([-1.0, 1.0])
+        return self.obs(), {}
+
+    def obs(self):
+        return np.array([getattr(self, "sign", 1.0)])
+
+    def outcome(self, action):
+        return float(np.sign(action[0]) * self.sign), True, False
+
+
+class Counter(Probe):
+    """Observes (steps, episode); rewards 10·episode + steps; ends after 3 steps, in turn by time, by death, by both."""
+
+    observation_space = gym.spaces.Box(-1000, 1000, (2,), np.float64)
+
+    def obs(self):
+        return np.array([self.t, self.episode], dtype=np.float64)
+
+    def outcome(self, action):
+        end = self.t == 2
+        return 10.0 * self.episode + self.t, end and self.episode % 3 != 0, end and self.episode % 3 != 1
+
+
+class Echo(Probe):
+    """Lopsided bounds, matrix-shaped actions; observes the action that came in. Never ends."""
+
+    action_space = gym.spaces.Box(np.array([[-0.4, 0.0, -3.0]]), np.array([[2.0, 1.0, 5.0]]), (1, 3), np.float64)
+    observation_space = gym.spaces.Box(-10, 10, (1, 3), np.float64)
+
+    def obs(self):
+        return getattr(self, "last", np.zeros((1, 3)))
+
+    def step(self, action):
+        self.last = np.array(action)
+        return self.obs(), 0.0, False, False, {}
+
+
+class Broken(Probe):
+    """Turns bad at a step: value is NaN or infinity, where is "reward" or "obs"."""
+
+    def obs(self):
+        bad = self.options["where"] == "obs" and self.t == self.options["at"]
+        return np.array([self.options["value"] if bad else 0.0])
+
+    def outcome(self, action):
+        bad = self.options["where"] == "reward" and self.t + 1 == self.options["at"]
+        return (self.options["value"] if bad else 1.0), False, False
+
+
+class DiscreteActions(Probe):
+    action_space = gym.spaces.Discrete(2)
+
+
+class Unbounded(Probe):
+    action_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+
+
+class DictObs(Probe):
+    observation_space = gym.spaces.Dict({"x": gym.spaces.Box(-1, 1, (1,))})
+
+
+class NoRender(Probe):
+    metadata = {"render_modes": []}  # noqa: RUF012
+
+
+for name, probe, kwargs, limit in (
+    ("Truncated", Constant, {}, 5),
+    ("Terminated", Constant, {"terminates": True}, None),
+    ("Countdown", Countdown, {}, None),
+    ("Sign", Sign, {}, None),
+    ("Match", Match, {}, None),
+    ("Counter", Counter, {}, None),
+    ("Echo", Echo, {}, None),
+    ("NanObs", Broken, {"where": "obs", "at": 20, "value": np.nan}, None),
+    ("NanReward", Broken, {"where": "reward", "at": 20, "value": np.nan}, None),
+    ("InfReward", Broken, {"where": "reward", "at": 20, "value": np.inf}, None),
+    ("DiscreteActions", DiscreteActions, {}, None),
+    ("Unbounded", Unbounded, {}, None),
+    ("DictObs", DictObs, {}, None),
+    ("NoRender", NoRender, {}, None),
+):
+    gym.register(f"{name}-v0", probe, max_episode_steps=limit, kwargs=kwargs)

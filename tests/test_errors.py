@@ -1,0 +1,115 @@
+"""Mistakes: each costs one line that says what to do, exit status 2, and leaves nothing behind."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import ppo_continuous as ppo
+
+MISTAKES = {
+    "--num-minibatches 3": r"16·128 = 2048 rows.*try 2$",
+    "--num-minibatches 1500": r"2048 rows, to be cut into equal minibatches of 2 or more; try 1024$",
+    "--num-minibatches 0": r"--num-minibatches 0: .*at least 1",
+    "--total-timesteps 100": r"--total-timesteps 100: .*2048 rows; try 2048 or more",
+    "--gamma 1.5": r"--gamma 1.5: .*between 0 and 1",
+    "--gamma nan": r"--gamma nan: must be a finite number",
+    "--gae-lambda -0.1": r"--gae-lambda -0.1: .*between 0 and 1",
+    "--clip-coef 0": r"--clip-coef 0.0: .*above 0",
+    "--learning-rate 0": r"--learning-rate 0.0: .*above 0",
+    "--learning-rate inf": r"--learning-rate inf: must be a finite number",
+    "--max-grad-norm -1": r"--max-grad-norm -1.0: .*above 0",
+    "--target-kl 0": r"--target-kl 0.0: .*above 0",
+    "--ent-coef nan": r"--ent-coef nan: must be a finite number",
+    "--vf-coef -1": r"--vf-coef -1.0: .*at least 0",
+    "--seed -1": r"--seed -1: .*at least 0",
+    "--num-envs 0": r"--num-envs 0: .*at least 1",
+    "--num-steps 1": r"--num-steps 1: .*at least 2",
+    "--update-epochs 0": r"--update-epochs 0: .*at least 1",
+    "--eval-episodes 0": r"--eval-episodes 0: .*at least 1",
+    "--checkpoint-every 0": r"--checkpoint-every 0: .*at least 1",
+    "--threads 0": r"--threads 0: .*at least 1",
+    "--env-id HalfCheeta-v5": r"HalfCheeta.*doesn't exist. Did you mean: `HalfCheetah`",
+    "--env-id no_such_module:X-v0": r"No module named 'no_such_module'",
+    "--env-id CartPole-v1": r"CartPole-v1 has Discrete actions: use ppo_discrete.py",
+    "--env-id probe_envs:DiscreteActions-v0": r"has Discrete actions: use ppo_discrete.py",
+    "--env-id probe_envs:Unbounded-v0": r"needs .* bounded Box actions here, not .*inf",
+    "--env-id probe_envs:DictObs-v0": r"needs Box observations .* not Dict",
+    "--env-id probe_envs:NoRender-v0 --capture-video": r"no render mode rgb_array",
+    "--device nowhere": r"--device nowhere",
+    "--device cuda:99": r"--device cuda:99",
+    "--resume nothing.pt": r"cannot load nothing.pt: .*No such file",
+    "--evaluate nothing.pt": r"cannot load nothing.pt: .*No such file",
+    "--evaluate .": r"cannot load \.:",
+}
+
+
+@pytest.fixture
+def main(monkeypatch, capsys):
+    """What the command line answers: (exit status, stderr)."""
+
+    def call(*flags):
+        monkeypatch.setattr("sys.argv", ["ppo_continuous.py", *map(str, flags)])
+        with pytest.raises(SystemExit) as stop:
+            ppo.main()
+        return stop.value.code, capsys.readouterr().err
+
+    return call
+
+
+@pytest.mark.parametrize("flags", MISTAKES)
+def test_a_mistake_costs_one_line_and_leaves_nothing(main, flags):
+    code, err = main(*flags.split())
+    assert code == 2
+    assert re.fullmatch(r"error: [^\n]+\n", err), err
+    assert re.search(MISTAKES[flags], err.strip()), err
+    assert not list(Path().iterdir())
+
+
+def test_from_python_a_mistake_is_a_value_error():
+    for flags in ({"num_minibatches": 3}, {"gamma": 2.0}, {"env_id": "CartPole-v1"}, {"resume": "nothing.pt"}):
+        with pytest.raises(ValueError):
+            ppo.train(ppo.Args(**flags))
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    "flags", [{"clip_coef": float("inf")}, {"gamma": 0.0, "gae_lambda": 1.0}, {"num_minibatches": 1}]
+)
+def test_what_is_at_the_edge_is_allowed(flags):
+    ppo.check(ppo.Args(**flags))
+
+
+def test_a_missing_compiler_or_film_maker_is_named(main, monkeypatch):
+    monkeypatch.setattr(ppo.shutil, "which", lambda name: None)
+    code, err = main("--compile")
+    assert code == 2 and "C++ compiler" in err
+    monkeypatch.setitem(__import__("sys").modules, "moviepy", None)
+    code, err = main("--capture-video")
+    assert code == 2 and "moviepy" in err and err.count("\n") == 1
+
+
+def test_checkpoints_that_are_none(main, capsys):
+    flags = {"env_id": "probe_envs:Match-v0", "num_envs": 2, "num_steps": 16, "total_timesteps": 32, "eval_episodes": 1}
+    ppo.train(ppo.Args(**flags))
+    (path,) = Path("runs").glob("*/checkpoint.pt")
+    whole = torch.load(path, weights_only=True)
+    capsys.readouterr()
+    Path("truncated.pt").write_bytes(path.read_bytes()[:1000])
+    Path("empty.pt").write_bytes(b"")
+    Path("text.pt").write_text("hello")
+    torch.save([1, 2], "list.pt")
+    torch.save({"script": "ppo_continuous", "args": ppo.Args()}, "object.pt")  # would need code to load
+    torch.save(whole | {"script": "ppo_discrete"}, "other.pt")
+    torch.save(whole | {"args": whole["args"] | {"old_flag": 1}}, "older.pt")
+    reasons = {"truncated": "", "empty": "", "text": "", "list": "", "object": "", "older": "old_flag"}
+    reasons["other"] = r"it was written by ppo_discrete.py: use that script"
+    for flag in ("--evaluate", "--resume"):
+        for name, reason in reasons.items():
+            code, err = main(flag, f"{name}.pt")
+            assert code == 2 and re.fullmatch(rf"error: cannot load {name}.pt: .+\n", err), err
+            assert reason in err
+        code, err = main(flag, path, "--env-id", "probe_envs:Echo-v0", "--num-envs", 1)
+        assert code == 2 and "size mismatch" in err and err.count("\n") == 1
+    assert len(list(Path("runs").iterdir())) == 1

@@ -1,0 +1,225 @@
+"""What make_envs, collect, make_batch and update do, against what the probe environments are known to do."""
+
+import numpy as np
+import pytest
+import torch
+from torch.distributions import Normal
+
+import ppo_continuous as ppo
+
+
+def set_up(env_id, **flags):
+    args = ppo.Args(env_id=f"probe_envs:{env_id}-v0", **{"num_envs": 3, "num_steps": 8, **flags})
+    torch.manual_seed(args.seed)
+    envs = ppo.make_envs(args, args.num_envs)
+    agent = ppo.Agent(envs, args)
+    obs, _ = envs.reset(seed=ppo.env_seeds(args.seed, 0, args.num_envs))
+    return args, envs, agent, obs
+
+
+def value(agent, *obs):
+    with torch.no_grad():
+        return agent(torch.tensor(obs, dtype=torch.float64))[1].numpy()
+
+
+def test_every_row_is_a_real_transition_and_next_values_are_of_the_state_that_followed():
+    """Counter ends every third step, in turn by truncation, by termination and by both; row t is then known."""
+    args, envs, agent, obs = set_up("Counter", num_steps=11)
+    rollout, obs, episode_returns = ppo.collect(envs, agent, obs, args, 0)
+    for t in range(11):
+        episode, step = divmod(t, 3)
+        last = step == 2
+        assert (rollout.obs[t].numpy() == [step, episode]).all()
+        assert (rollout.rewards[t] == 10 * episode + step).all()
+        assert (rollout.done[t] == last).all()
+        assert (rollout.terminated[t] == (last and episode % 3 != 0)).all()
+        truncated = last and episode % 3 != 1
+        following = [step + 1, episode] if truncated or not last else [0, episode + 1]
+        np.testing.assert_allclose(rollout.next_values[t], value(agent, following).repeat(3), rtol=1e-5)
+        np.testing.assert_allclose(rollout.values[t], value(agent, [step, episode]).repeat(3), rtol=1e-5)
+    assert (obs == [2, 3]).all()  # the next rollout goes on in the middle of the episode
+    assert episode_returns == [3.0] * 3 + [33.0] * 3 + [63.0] * 3
+    rollout, _, episode_returns = ppo.collect(envs, agent, obs, args, 33)
+    assert (rollout.obs[0].numpy() == [2, 3]).all() and episode_returns[:3] == [93.0] * 3
+
+
+def test_actions_are_stored_as_sampled_with_their_own_log_probability():
+    args, envs, agent, obs = set_up("Echo", num_steps=64)
+    rollout, _, _ = ppo.collect(envs, agent, obs, args, 0)
+    assert rollout.actions.shape == (64, 3, 1, 3) and (rollout.actions.abs() > 1).any()
+    with torch.no_grad():
+        mean = agent(rollout.obs.flatten(0, 1))[0].mean.view(64, 3, 1, 3)
+    by_hand = Normal(mean, agent.log_std.exp()).log_prob(rollout.actions).sum((-1, -2)).detach()
+    torch.testing.assert_close(rollout.log_probs, by_hand, rtol=1e-5, atol=1e-5)
+    low, high = np.array([-0.4, 0.0, -3.0]), np.array([2.0, 1.0, 5.0])
+    sent = low + (high - low) * (rollout.actions[:-1].clamp(-1, 1).numpy() + 1) / 2
+    np.testing.assert_allclose(rollout.obs[1:].numpy(), sent, atol=1e-6)  # Echo shows what it was sent
+
+
+@pytest.mark.parametrize("action, expected", [(-1, [-0.4, 0, -3]), (1, [2, 1, 5]), (0, [0.8, 0.5, 1]), (7, [2, 1, 5])])
+def test_actions_are_clipped_and_mapped_to_the_bounds(action, expected):
+    _, envs, _, _ = set_up("Echo")
+    actions = np.full((3, 1, 3), action, dtype=np.float32)
+    obs, *_ = envs.step(actions)
+    np.testing.assert_allclose(obs, np.broadcast_to(expected, (3, 1, 3)), atol=1e-6)
+    assert (actions == action).all()  # the caller's array is left alone
+
+
+def discounted_returns(rewards, done, gamma):
+    """Return so far of the episode under way, after each step, one environment and one step at a time."""
+    out = []
+    for n in range(rewards.shape[1]):
+        total = 0.0
+        for reward, end in zip(rewards[:, n], done[:, n]):
+            total = gamma * total + reward
+            out.append(total)
+            total = 0.0 if end else total
+    return out
+
+
+def test_rewards_are_divided_by_the_std_of_the_discounted_return_over_all_rollouts_so_far():
+    _, _, agent, _ = set_up("Counter", gamma=0.9)
+    rng = np.random.default_rng(0)
+    rewards, done = rng.normal(2, 5, (30, 3)), rng.random((30, 3)) < 0.1
+    for start, end in ((0, 10), (10, 11), (11, 30)):
+        std = np.std(discounted_returns(rewards[:end], done[:end], 0.9))  # an episode may span several rollouts
+        got = agent.scale_rewards(rewards[start:end], done[start:end])
+        np.testing.assert_allclose(got, rewards[start:end] / std, rtol=1e-6)
+    huge = agent.scale_rewards(np.where(np.arange(3) == 1, 1e6, rewards[:1]), done[:1])
+    assert abs(huge).max() <= 10
+
+
+def test_norm_reward_off_leaves_rewards_alone():
+    _, _, agent, _ = set_up("Counter", norm_reward=False)
+    rewards = np.random.default_rng(0).normal(size=(4, 3))
+    np.testing.assert_array_equal(agent.scale_rewards(rewards, np.zeros((4, 3), bool)), rewards)
+
+
+def test_observations_are_scaled_by_what_was_seen_before_and_clipped():
+    args, envs, agent, obs = set_up("Counter")
+    rollout, _, _ = ppo.collect(envs, agent, obs, args, 0)
+    x = torch.tensor([[1.0, 1.0], [900.0, -900.0]], dtype=torch.float64)
+    for norm, shown in ((False, x), (True, x.clamp(-10, 10))):  # no statistics yet: mean 0, variance 1
+        agent.norm_obs = norm
+        torch.testing.assert_close(agent(x)[1], agent.critic(shown.float()).squeeze(-1))
+    agent.update_obs_stats(rollout.obs)
+    seen = rollout.obs.numpy().reshape(-1, 2)
+    scaled = np.clip((x.numpy() - seen.mean(0)) / seen.std(0), -10, 10)
+    torch.testing.assert_close(
+        agent(x)[1], agent.critic(torch.tensor(scaled).float()).squeeze(-1), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_batch_is_the_rollout_flattened_with_advantages_and_returns():
+    args, envs, agent, obs = set_up("Counter", norm_reward=False)
+    rollout, _, _ = ppo.collect(envs, agent, obs, args, 0)
+    batch = ppo.make_batch(agent, rollout, args)
+    advantages = ppo.compute_gae(*rollout[5:6], *rollout[3:5], *rollout[6:], args.gamma, args.gae_lambda)
+    for row in range(24):
+        t, n = divmod(row, 3)
+        assert (batch.obs[row] == rollout.obs[t, n]).all() and (batch.actions[row] == rollout.actions[t, n]).all()
+        assert batch.log_probs[row] == rollout.log_probs[t, n] and batch.values[row] == rollout.values[t, n]
+        assert batch.advantages[row].item() == pytest.approx(advantages[t, n], rel=1e-6)
+        assert batch.returns[row].item() == pytest.approx(advantages[t, n] + rollout.values[t, n], rel=1e-6)
+    assert all(column.dtype == torch.float32 for column in batch[1:])
+
+
+def test_the_first_minibatch_of_every_update_has_ratio_1(monkeypatch):
+    """So it must be while statistics of observations move: they may only move between an update and a rollout."""
+    ratios, update = [], ppo.update
+
+    def update_and_look(agent, optimizer, batch, args, loss_fn):
+        with torch.no_grad():
+            ratios.append((agent(batch.obs)[0].log_prob(batch.actions) - batch.log_probs).exp())
+        return update(agent, optimizer, batch, args, loss_fn)
+
+    monkeypatch.setattr(ppo, "update", update_and_look)
+    ppo.train(ppo.Args("Pendulum-v1", total_timesteps=2560, num_steps=64, num_envs=8, eval_episodes=1))
+    assert len(ratios) == 5
+    torch.testing.assert_close(torch.stack(ratios), torch.ones(5, 512), rtol=0, atol=1e-5)
+
+
+def one_update(**flags):
+    """Metrics, number of gradient steps, the approx_kl of each minibatch, and the agent, of one update."""
+    args, envs, agent, obs = set_up("Match", num_steps=32, num_envs=8, num_minibatches=8, update_epochs=3, **flags)
+    optimizer, steps, kls = torch.optim.Adam(agent.parameters(), lr=1e-3), [], []
+    optimizer.register_step_post_hook(lambda *_: steps.append(1))
+
+    def loss_fn(*args):
+        loss, metrics = ppo.minibatch_loss(*args)
+        kls.append(metrics["approx_kl"].item())
+        return loss, metrics
+
+    batch = ppo.make_batch(agent, ppo.collect(envs, agent, obs, args, 0)[0], args)
+    return ppo.update(agent, optimizer, batch, args, loss_fn), len(steps), kls, agent
+
+
+def test_target_kl_ends_an_update_before_the_step_that_is_past_it():
+    _, steps, kls, _ = one_update()
+    assert steps == len(kls) == 24  # K epochs of all minibatches
+    target = sorted(kls)[16]
+    allowed = next(i for i, kl in enumerate(kls) if kl > target)
+    metrics, steps, stopped_kls, _ = one_update(target_kl=target)
+    assert 1 < steps == allowed < 23 and stopped_kls == kls[: allowed + 1]
+    assert metrics["approx_kl"] == pytest.approx(np.mean(stopped_kls), rel=1e-5)
+
+
+def test_each_epoch_sees_each_row_once(monkeypatch):
+    args, envs, agent, obs = set_up("Match", num_steps=8, num_envs=4, num_minibatches=4, update_epochs=3)
+    seen = []
+
+    def loss_fn(agent, batch, args):
+        seen.append(batch.returns.tolist())
+        return ppo.minibatch_loss(agent, batch, args)
+
+    batch = ppo.make_batch(agent, ppo.collect(envs, agent, obs, args, 0)[0], args)
+    batch = batch._replace(returns=torch.arange(32.0))
+    ppo.update(agent, torch.optim.Adam(agent.parameters()), batch, args, loss_fn)
+    epochs = [[row for rows in seen[i : i + 4] for row in rows] for i in (0, 4, 8)]
+    assert all(sorted(epoch) == list(range(32)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] and epochs[0] != list(range(32))
+
+
+def test_advantages_are_standardised_in_each_minibatch_and_only_with_the_flag():
+    args, envs, agent, obs = set_up("Match", num_steps=16)
+    batch = ppo.make_batch(agent, ppo.collect(envs, agent, obs, args, 0)[0], args)
+    batch = batch._replace(
+        advantages=torch.arange(48.0), log_probs=agent(batch.obs)[0].log_prob(batch.actions).detach()
+    )
+    for norm_adv, scale in ((True, np.std(np.arange(48.0), ddof=1)), (False, 1.0)):
+        args = ppo.replace(args, norm_adv=norm_adv)
+        loss, _ = ppo.minibatch_loss(agent, batch, args)
+        gradient = torch.autograd.grad(loss, agent.log_std, retain_graph=True)[0]
+        shift = 23.5 if norm_adv else 0.0
+        weights = (torch.arange(48.0) - shift) / scale
+        log_probs = agent(batch.obs)[0].log_prob(batch.actions)
+        expected = torch.autograd.grad(-(weights * log_probs).mean(), agent.log_std)[0]
+        torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_gradients_are_cut_to_max_grad_norm():
+    for limit in (0.5, 1e-3):
+        agent = one_update(max_grad_norm=limit)[3]
+        norm = torch.cat([p.grad.flatten() for p in agent.parameters()]).norm().item()
+        assert norm <= limit * 1.001
+    metrics, *_ = one_update(max_grad_norm=1e-3)
+    assert metrics["grad_norm"] > 1e-3  # what is logged is the norm before
+
+
+def test_explained_variance():
+    args, envs, agent, obs = set_up("Match")
+    batch = ppo.make_batch(agent, ppo.collect(envs, agent, obs, args, 0)[0], args)
+    batch = batch._replace(advantages=batch.returns / 2)
+    metrics = ppo.update(agent, torch.optim.Adam(agent.parameters()), batch, args)
+    assert metrics["explained_variance"] == pytest.approx(0.75)
+
+
+def test_compiled_loss_is_the_eager_one():
+    args, envs, agent, obs = set_up("Match", num_steps=32, clip_vloss=True, ent_coef=0.01)
+    batch = ppo.make_batch(agent, ppo.collect(envs, agent, obs, args, 0)[0], args)
+    batch = batch._replace(log_probs=batch.log_probs + 0.3 * torch.randn(96))
+    results = []
+    for loss_fn in (ppo.minibatch_loss, torch.compile(ppo.minibatch_loss)):
+        loss, metrics = loss_fn(agent, batch, args)
+        results.append([loss.detach(), *metrics.values(), *torch.autograd.grad(loss, list(agent.parameters()))])
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-6)

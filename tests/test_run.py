@@ -1,0 +1,340 @@
+"""Runs: what they leave behind, determinism, resuming, evaluating, stopping, tracking, the command line."""
+
+import ast
+import inspect
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import types
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, start
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import ppo_continuous as ppo
+
+SCRIPT = ROOT / "ppo_continuous.py"
+SMALL = {"env_id": "probe_envs:Match-v0", "num_envs": 4, "num_steps": 16, "total_timesteps": 256, "eval_episodes": 2}
+SMALL_FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+
+
+def weights(**flags):
+    return torch.cat([p.flatten() for p in ppo.train(ppo.Args(**(SMALL | flags))).state_dict().values()])
+
+
+def scalars(run_dir, tag):
+    events = EventAccumulator(str(run_dir))
+    events.Reload()
+    return {event.step: event.value for event in events.Scalars(tag)}
+
+
+def test_same_seed_same_weights_to_the_bit_and_another_seed_others():
+    first = weights()
+    assert torch.equal(first, weights())
+    assert not torch.equal(first, weights(seed=2))
+
+
+CHANGES = {
+    "total_timesteps": 320,
+    "learning_rate": 2e-3,
+    "num_envs": 8,
+    "num_steps": 32,
+    "anneal_lr": False,
+    "gamma": 0.5,
+}
+CHANGES |= {"gae_lambda": 0.3, "num_minibatches": 2, "update_epochs": 3, "norm_adv": False, "clip_coef": 1e-3}
+CHANGES |= {"clip_vloss": True, "ent_coef": 0.1, "vf_coef": 2.0, "max_grad_norm": 1e-3, "target_kl": 1e-6}
+CHANGES |= {"norm_obs": False, "norm_reward": False, "env_id": "probe_envs:Sign-v0"}
+
+
+@pytest.fixture(scope="module")
+def counter_weights(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("counter"))
+        return weights(env_id="probe_envs:Countdown-v0")
+
+
+@pytest.mark.parametrize("flag", CHANGES)
+def test_every_flag_of_the_algorithm_changes_what_is_learned(flag, counter_weights):
+    changed = weights(**({"env_id": "probe_envs:Countdown-v0"} | {flag: CHANGES[flag]}))
+    assert changed.isfinite().all() and not torch.equal(changed, counter_weights)
+
+
+def test_every_flag_is_read():
+    tree = ast.parse(SCRIPT.read_text())
+    reads = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ("args", "self")
+    }
+    assert {field.name for field in fields(ppo.Args)} <= reads
+
+
+def test_learning_rate_falls_linearly_from_its_full_value_and_stays_without_the_flag():
+    ppo.train(ppo.Args(**SMALL))
+    (run_dir,) = Path("runs").iterdir()
+    rates = scalars(run_dir, "learning_rate")
+    assert list(rates) == [64, 128, 192, 256]
+    assert list(rates.values()) == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
+    ppo.train(ppo.Args(**SMALL, anneal_lr=False, seed=2))
+    (other,) = set(Path("runs").iterdir()) - {run_dir}
+    assert list(scalars(other, "learning_rate").values()) == pytest.approx([1e-3] * 4)
+
+
+def test_a_run_leaves_a_folder_with_a_checkpoint_and_logs(capsys):
+    ppo.train(ppo.Args(**SMALL | {"total_timesteps": 300}))
+    (run_dir,) = Path("runs").iterdir()
+    assert re.fullmatch(r"probe_envs_Match-v0__ppo_continuous__1__\d{8}-\d{6}-\d+", run_dir.name)
+    assert {path.name.split(".")[0] for path in run_dir.iterdir()} == {"checkpoint", "events"}
+    checkpoint = torch.load(run_dir / "checkpoint.pt", weights_only=True)
+    assert checkpoint["global_step"] == 256 and checkpoint["args"] == asdict(
+        ppo.Args(**SMALL | {"total_timesteps": 300})
+    )
+    returns = scalars(run_dir, "episodic_return")
+    assert list(returns) == [64, 128, 192, 256] and all(-1 <= x <= 1 for x in returns.values())
+    for tag in (
+        "policy_loss",
+        "value_loss",
+        "entropy",
+        "approx_kl",
+        "clip_fraction",
+        "grad_norm",
+        "explained_variance",
+    ):
+        assert np.isfinite(list(scalars(run_dir, tag).values())).all()
+    out = capsys.readouterr().out
+    assert "256 steps, 4 iterations of 64" in out and "evaluation: return" in out
+
+
+def test_checkpoint_every(monkeypatch):
+    saved = []
+    monkeypatch.setattr(ppo, "save_checkpoint", lambda *args: saved.append(args[-1]))
+    ppo.train(ppo.Args(**SMALL | {"total_timesteps": 64 * 7, "checkpoint_every": 3}))
+    assert saved == [3 * 64, 6 * 64, 7 * 64]
+
+
+def test_a_checkpoint_is_replaced_only_by_a_whole_one(monkeypatch):
+    ppo.train(ppo.Args(**SMALL))
+    (path,) = Path("runs").glob("*/checkpoint.pt")
+    before = path.read_bytes()
+    args = ppo.Args(**SMALL)
+    agent = ppo.Agent(ppo.make_envs(args, 1), args)
+    optimizer = torch.optim.Adam(agent.parameters())
+
+    def save_half(checkpoint, path):
+        Path(path).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", save_half)
+    with pytest.raises(OSError, match="disk full"):
+        ppo.save_checkpoint(path, agent, optimizer, args, 0)
+    assert path.read_bytes() == before
+
+
+def test_a_killed_run_resumes_where_its_checkpoint_was_written(run):
+    flags = [*SMALL_FLAGS, "--total-timesteps=1000000", "--checkpoint-every=1"]
+    process = start(*flags)
+    while not (found := list(Path("runs").glob("*/checkpoint.pt"))):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.kill()
+    process.communicate()
+    (path,) = found
+    before = torch.load(path, weights_only=True)
+    step, total = before["global_step"], before["global_step"] + 128
+    code, _, err = run("--resume", path, "--total-timesteps", total, "--checkpoint-every=1")
+    assert code == 0, err
+    after = torch.load(path, weights_only=True)
+    assert after["global_step"] == total and after["args"] == before["args"] | {"total_timesteps": total}
+    steps = [next(iter(c["optimizer"]["state"].values()))["step"].item() for c in (before, after)]
+    assert steps[0] == step / 64 * 40 and steps[1] == total / 64 * 40  # 10 epochs of 4 minibatches
+    assert after["agent"]["obs_stats.count"] == total and after["agent"]["return_stats.count"] == total
+    rates = scalars(path.parent, "learning_rate")
+    assert rates[total] == pytest.approx(1e-3 * (1 - (total - 64) / total))
+    assert list(Path("runs").iterdir()) == [path.parent]  # it went on in the same folder
+
+
+def test_resuming_restores_weights_optimizer_statistics_and_random_numbers_to_the_bit():
+    args = ppo.Args(**SMALL)
+    agent = ppo.train(args)
+    (path,) = Path("runs").glob("*/checkpoint.pt")
+    saved = torch.load(path, weights_only=True)
+    fresh = ppo.Agent(ppo.make_envs(args, 1), args)
+    optimizer = torch.optim.Adam(fresh.parameters())
+    torch.manual_seed(99)
+    assert ppo.load_checkpoint(str(path), fresh, optimizer)["global_step"] == 256
+    for name, tensor in fresh.state_dict().items():
+        assert torch.equal(tensor, agent.state_dict()[name])
+    for state, expected in zip(optimizer.state_dict()["state"].values(), saved["optimizer"]["state"].values()):
+        assert all(torch.equal(state[key], expected[key]) for key in expected)
+    assert torch.equal(torch.get_rng_state(), saved["rng"])
+
+
+def test_a_finished_run_can_be_resumed_for_longer_and_explicit_flags_win(run):
+    ppo.train(ppo.Args(**SMALL, gamma=0.8))
+    (path,) = Path("runs").glob("*/checkpoint.pt")
+    code, _, err = run("--resume", path, "--total-timesteps", 384, "--gae-lambda", 0.5)
+    assert code == 0, err
+    args = torch.load(path, weights_only=True)["args"]
+    assert (args["gamma"], args["gae_lambda"], args["total_timesteps"]) == (0.8, 0.5, 384)
+    assert list(scalars(path.parent, "learning_rate")) == [64, 128, 192, 256, 320, 384]
+
+
+def test_a_checkpoint_scores_the_same_in_another_process(run, capsys):
+    ppo.train(ppo.Args("Pendulum-v1", total_timesteps=1024, num_envs=4, eval_episodes=3))
+    expected = capsys.readouterr().out.splitlines()[-1]
+    (path,) = Path("runs").glob("*/checkpoint.pt")
+    code, out, _ = run("--evaluate", path)
+    assert code == 0 and out.splitlines()[-1] == expected and expected.startswith("evaluation: return -")
+    other = run("--evaluate", path, "--no-eval-greedy")[1].splitlines()[-1]
+    assert other != expected and run("--evaluate", path, "--no-eval-greedy")[1].splitlines()[-1] == other
+    assert "5 episodes" in run("--evaluate", path, "--eval-episodes=5")[1]
+    assert len(list(Path("runs").iterdir())) == 1  # evaluating makes no run
+
+
+def test_evaluate_plays_one_whole_episode_in_each_environment_with_frozen_statistics():
+    args = ppo.Args("probe_envs:Counter-v0", eval_episodes=4)
+    agent = ppo.Agent(ppo.make_envs(args, 1), args)
+    before = {name: tensor.clone() for name, tensor in agent.state_dict().items()}
+    assert ppo.evaluate(agent, args, Path()).tolist() == [3.0] * 4
+    assert all(torch.equal(before[name], tensor) for name, tensor in agent.state_dict().items())
+
+
+def test_capture_video_leaves_a_film_that_moves():
+    import imageio
+
+    args = ppo.Args(**SMALL | {"env_id": "probe_envs:Truncated-v0"}, capture_video=True)
+    ppo.check(args)
+    ppo.evaluate(ppo.Agent(ppo.make_envs(args, 1), args), args, Path("here"))
+    (film,) = Path("here/videos").glob("*.mp4")
+    frames = np.stack([frame for frame in imageio.get_reader(film)])  # noqa: C416
+    assert len(frames) >= 5 and len(np.unique(frames.mean((1, 2, 3)))) > 2
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_with_a_checkpoint_and_the_usual_status(signum):
+    process = start(*SMALL_FLAGS, "--total-timesteps=10000000", "--checkpoint-every=1000000")
+    while not list(Path("runs").glob("*/events*")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signum)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 128 + signum
+    assert f"{signum.name}: stopping after this iteration" in err and "Traceback" not in err
+    (path,) = Path("runs").glob("*/checkpoint.pt")
+    assert torch.load(path, weights_only=True)["global_step"] % 64 == 0
+
+
+def test_handlers_of_signals_are_put_back():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    ppo.train(ppo.Args(**SMALL))
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def fake_wandb(monkeypatch, failing=()):
+    calls = []
+
+    def function(name):
+        def call(*args, **kwargs):
+            calls.append((name, args, kwargs))
+            if name in failing:
+                raise RuntimeError(f"{name}: no network")
+
+        return call
+
+    module = types.SimpleNamespace(**{name: function(name) for name in ("init", "log", "finish")})
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    return calls
+
+
+def test_track_logs_every_iteration_to_weights_and_biases(monkeypatch):
+    calls = fake_wandb(monkeypatch)
+    ppo.train(ppo.Args(**SMALL, track=True, wandb_project_name="project", wandb_entity="team"))
+    assert [name for name, _, _ in calls] == ["init", "log", "log", "log", "log", "finish"]
+    init = calls[0][2]
+    assert (init["project"], init["entity"]) == ("project", "team") and init["config"]["gamma"] == 0.99
+    json.dumps(init["config"])
+    assert [kwargs["step"] for _, _, kwargs in calls[1:5]] == [64, 128, 192, 256]
+    assert {"episodic_return", "approx_kl", "learning_rate"} <= set(calls[1][1][0])
+
+
+@pytest.mark.parametrize("failing", ["init", "log", "finish"])
+def test_a_failing_wandb_costs_one_warning_and_nothing_else(monkeypatch, capsys, failing):
+    calls = fake_wandb(monkeypatch, [failing])
+    expected = weights()
+    assert torch.equal(weights(track=True), expected)
+    assert capsys.readouterr().err.count("going on without Weights & Biases") == 1
+    assert [name for name, _, _ in calls].count(failing) == 1 and calls[-1][0] == failing
+
+
+def test_without_track_wandb_is_not_touched(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # importing it would raise
+    ppo.train(ppo.Args(**SMALL))
+
+
+@pytest.mark.parametrize("env_id, what", [("NanReward", "reward"), ("InfReward", "reward"), ("NanObs", "observation")])
+def test_what_is_not_finite_stops_the_run_and_leaves_the_last_checkpoint(run, env_id, what):
+    flags = [f"--env-id=probe_envs:{env_id}-v0", "--num-envs=2", "--num-steps=8", "--checkpoint-every=1"]
+    code, _, err = run(*flags, "--num-minibatches=2")
+    last = err.splitlines()[-1]
+    assert code == 1 and "Traceback" not in err and last.startswith("error:") and what in last
+    assert last.endswith("at step 40")  # the 20th step of both environments
+    (path,) = Path("runs").glob("*/checkpoint.pt")
+    checkpoint = torch.load(path, weights_only=True)
+    assert checkpoint["global_step"] == 32
+    assert all(tensor.isfinite().all() for tensor in checkpoint["agent"].values())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(monkeypatch):
+    loss = ppo.minibatch_loss
+
+    def broken(agent, batch, args):
+        value, metrics = loss(agent, batch, args)
+        return value * torch.nan, metrics
+
+    monkeypatch.setattr(ppo, "minibatch_loss", broken)
+    with pytest.raises(FloatingPointError, match="is nan at step 64"):
+        ppo.train(ppo.Args(**SMALL))
+    assert not list(Path("runs").glob("*/checkpoint.pt"))
+
+
+def test_the_file_runs_alone_from_an_empty_folder(run, empty_folder):
+    script = shutil.copy(SCRIPT, empty_folder / "my_ppo.py")
+    code, out, err = run("--env-id=Pendulum-v1", "--total-timesteps=4096", "--eval-episodes=1", script=script)
+    assert code == 0, err
+    (run_dir,) = Path("runs").iterdir()
+    assert run_dir.name.startswith("Pendulum-v1__my_ppo__1__") and "evaluation: return -" in out
+    assert {path.name for path in empty_folder.iterdir()} <= {"my_ppo.py", "runs", "MUJOCO_LOG.TXT"}
+
+
+def test_importing_does_nothing(empty_folder):
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv.append('--nonsense'); import ppo_continuous"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == done.stderr == "" and not list(empty_folder.iterdir())
+
+
+def test_help_names_every_flag_with_its_comment(run):
+    code, out, _ = run("--help")
+    text = " ".join(out.replace("│", " ").split())
+    assert code == 0
+    comments = re.findall(r"^    (\w+): .* = .*?  # (.*)$", inspect.getsource(ppo.Args), re.M)
+    assert [name for name, _ in comments] == [field.name for field in fields(ppo.Args)]
+    for name, comment in comments:
+        assert f"--{name.replace('_', '-')}" in text and comment in text
+
+
+@pytest.mark.parametrize("flag", [field.name for field in fields(ppo.Args) if field.type is bool])
+def test_every_switch_can_be_switched_both_ways(flag):
+    name = flag.replace("_", "-")
+    assert getattr(ppo.tyro.cli(ppo.Args, args=[f"--{name}"]), flag) is True
+    assert getattr(ppo.tyro.cli(ppo.Args, args=[f"--no-{name}"]), flag) is False
