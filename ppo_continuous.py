@@ -11,8 +11,8 @@
 
 PPO takes many gradient steps on data that the policy has just collected. Importance ratios correct for what changes in
 the policy meanwhile, as long as it stays near the one that collected: within a trust region. TRPO enforces that with a
-constraint on the KL divergence; PPO clips what could be gained by going further. "eq." is the PPO paper's. In shapes,
-T steps of N environments give B = N·T rows, and *O and *A are the shapes of one observation and one action.
+constraint on the KL divergence; PPO clips what could be gained by going further. "eq." is the PPO paper's. Shapes:
+T steps, N environments, B rows (N·T, or a minibatch of them), *O and *A the shapes of one observation and one action.
 
     r_t(θ)          ratio             π_θ(a_t|s_t) / π_old(a_t|s_t), in eq. 6           ppo_loss
     L^CLIP          objective         the clipped surrogate, eq. 7                      ppo_loss
@@ -33,6 +33,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,37 +50,37 @@ from tqdm import tqdm
 @dataclass(frozen=True)
 class Args:
     env_id: str = "HalfCheetah-v5"  # environment with Box observations and actions; "module:Id-v0" imports module first
-    seed: int = 1  # of the weights, the exploration, the minibatches and the environments
-    total_timesteps: int = 1_000_000  # environment steps in all, rounded down to whole batches
+    seed: int = 1  # seeds weights, action sampling, minibatch order and environments
+    total_timesteps: int = 1_000_000  # environment steps over all num_envs, rounded down to whole batches
     learning_rate: float = 1e-3  # step size of Adam
     num_envs: int = 16  # N, environments that act in parallel
-    num_steps: int = 128  # T, steps of each environment in a rollout; a batch has N·T
+    num_steps: int = 128  # T, steps per environment and iteration; each iteration learns from one batch of N·T steps
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
     gamma: float = 0.99  # γ, the discount
-    gae_lambda: float = 0.95  # λ, from 0 (advantages trust the value function) to 1 (they trust the sampled rewards)
-    num_minibatches: int = 4  # minibatches that a batch is cut into
+    gae_lambda: float = 0.95  # λ of GAE: 0 is the one-step TD error (low variance), 1 is Monte Carlo minus V (low bias)
+    num_minibatches: int = 4  # equal minibatches per epoch; must divide num_envs·num_steps
     update_epochs: int = 10  # K, passes over each batch
     norm_adv: bool = True  # standardise the advantages of each minibatch
-    clip_coef: float = 0.2  # ε, how far from 1 the ratio can go and still gain; inf turns clipping off
-    clip_vloss: bool = False  # clip the values' change by ε too
+    clip_coef: float = 0.2  # ε, the ratio is clipped to [1-ε, 1+ε]; inf turns clipping off
+    clip_vloss: bool = False  # also clip the new value to within ε of the old one, in units of the scaled reward
     ent_coef: float = 0.0  # c_2, weight of the entropy bonus
-    vf_coef: float = 0.5  # c_1, weight of the value loss
-    max_grad_norm: float = 0.5  # longer gradients, over all parameters, are cut to this norm
+    vf_coef: float = 0.5  # c_1, weight of the value loss 0.5 (V - V^targ)²
+    max_grad_norm: float = 0.5  # clip the gradient of all parameters together to this L2 norm
     target_kl: float | None = None  # end an update before the first step whose minibatch has an approx_kl above this
     norm_obs: bool = True  # scale observations by their running mean and standard deviation
-    norm_reward: bool = True  # scale rewards by the running standard deviation of the discounted return
+    norm_reward: bool = True  # divide rewards by the running std of their discounted sum; logged returns stay raw
     device: str = "cpu"  # cpu, cuda, cuda:1, ...; networks this small are fastest on the CPU
     threads: int = 1  # CPU threads of torch; more gain nothing at this size
     compile: bool = False  # compile the loss and its gradient: faster after a wait at the start; needs a C++ compiler
     track: bool = False  # log to Weights & Biases, besides TensorBoard
     wandb_project_name: str = "ppo"  # project for --track
     wandb_entity: str | None = None  # team or user for --track, if not your default one
-    capture_video: bool = False  # film the evaluation, which is then of one episode
+    capture_video: bool = False  # film the evaluation into videos/ in the run folder; it is then of one episode
     checkpoint_every: int = 10  # iterations between checkpoints; the last iteration leaves one too
-    resume: str | None = None  # checkpoint to go on from, with the arguments saved in it where none are given
-    evaluate: str | None = None  # checkpoint to evaluate instead of training
+    resume: str | None = None  # checkpoint.pt to go on from, in its folder; flags given here override the saved ones
+    evaluate: str | None = None  # checkpoint.pt to evaluate instead of training; saved flags as with --resume
     eval_episodes: int = 10  # episodes of the evaluation, which also ends a training
-    eval_greedy: bool = True  # evaluate the mode of the policy instead of samples
+    eval_greedy: bool = True  # evaluate with the most likely action; --no-eval-greedy samples
 
     batch_size = property(lambda self: self.num_envs * self.num_steps)
     num_iterations = property(lambda self: self.total_timesteps // self.batch_size)
@@ -136,20 +137,20 @@ class Agent(nn.Module):
         self.log_std = nn.Parameter(torch.full(action_shape, -0.5))  # the same in every state
         self.norm_obs, self.norm_reward, self.gamma = args.norm_obs, args.norm_reward, args.gamma
         self.obs_stats, self.return_stats = RunningMeanStd(obs_shape), RunningMeanStd(())
-        self.running_returns = np.zeros(envs.num_envs)  # discounted, of the episodes under way
+        self.running_returns = np.zeros(envs.num_envs)  # of episodes under way; not saved, as a resume starts new ones
 
     def forward(self, obs: Tensor) -> tuple[Distribution, Tensor]:
         """The policy π_θ(·|s), over actions (B, *A), and the values V(s) (B,), in observations (B, *O)."""
         if self.norm_obs:
             obs = ((obs - self.obs_stats.mean) / (self.obs_stats.var + 1e-8).sqrt()).clamp(-10, 10)
-        x = obs.float().flatten(1)
+        x = obs.float().reshape(len(obs), -1)
         mean = self.actor(x).view(-1, *self.log_std.shape)
         normal = Normal(mean, self.log_std.exp(), validate_args=False)
         policy = Independent(normal, self.log_std.dim(), validate_args=False)  # log π sums over an action's components
         return policy, self.critic(x).squeeze(-1)
 
     def scale_rewards(self, rewards: np.ndarray, done: np.ndarray) -> np.ndarray:
-        """Rewards (T, N) over the running standard deviation of the discounted return (openai/baselines)."""
+        """Rewards (T, N) over the running std of the discounted sum of past rewards (openai/baselines), within ±10."""
         if not self.norm_reward:
             return rewards
         returns = np.zeros(rewards.shape)
@@ -160,11 +161,11 @@ class Agent(nn.Module):
         return np.clip(rewards / math.sqrt(self.return_stats.var + 1e-8), -10, 10)
 
     def update_obs_stats(self, obs: Tensor) -> None:
-        """Takes in the observations (T, N, *O) of a rollout once it has been learned from: its ratios must not move."""
+        """Merges in observations (T, N, *O) after their update: earlier, π_θ would change and log π_old would not."""
         self.obs_stats.update(obs.flatten(0, 1))
 
 
-# ---- From here on the scripts are the same. --------------------------------------------------------------------------
+# ---- From here on this script and its siblings are the same, but for check_env. --------------------------------------
 class Rollout(NamedTuple):
     """T steps of N environments under one policy, π_old."""
 
@@ -172,7 +173,7 @@ class Rollout(NamedTuple):
     actions: Tensor  # (T, N, *A), a_t as sampled
     log_probs: Tensor  # (T, N), log π_old(a_t|s_t)
     values: np.ndarray  # (T, N), V(s_t)
-    next_values: np.ndarray  # (T, N), V of the state that a_t led to, before any reset
+    next_values: np.ndarray  # (T, N), V of the state that a_t led to, before any reset; arbitrary where terminated
     rewards: np.ndarray  # (T, N), r_t
     terminated: np.ndarray  # (T, N), bool: a_t led to a terminal state
     done: np.ndarray  # (T, N), bool: a_t was its episode's last, because it terminated or was truncated by a time limit
@@ -192,7 +193,7 @@ class Batch(NamedTuple):
 def compute_gae(rewards: np.ndarray, values: np.ndarray, next_values: np.ndarray, terminated: np.ndarray,
                 done: np.ndarray, gamma: float, gae_lambda: float) -> np.ndarray:  # fmt: skip
     """Generalized advantage estimates (T, N), in the inputs' dtype; the arrays (T, N) are as in Rollout. A terminal
-    state is worth nothing; one cut off by a time limit, or by the end of the rollout, is worth its value."""
+    state is worth 0; where a time limit or the rollout's end cuts an episode off, next_values stands for the rest."""
     deltas = rewards + gamma * next_values * ~terminated - values  # δ_t, eq. 12
     advantages = deltas.copy()
     for t in reversed(range(len(deltas) - 1)):
@@ -204,8 +205,8 @@ def ppo_loss(log_probs: Tensor, values: Tensor, entropy: Tensor, batch: Batch, *
              vf_coef: float, ent_coef: float) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """The loss, eq. 9 negated, and metrics. log_probs, values and entropy, all (B,), are of the policy being optimised.
 
-    Where Â > 0 and r > 1+ε, or Â < 0 and r < 1-ε, going further gains nothing: the gradient is zero. A ratio beyond the
-    other bound is always pulled back: that is what the min is for."""
+    Where Â > 0 and r_t > 1+ε, or Â < 0 and r_t < 1-ε, L^CLIP is flat: going further gains nothing. Past the other
+    bound the min keeps the unclipped term, whose gradient pulls the ratio back."""
     log_ratio = log_probs - batch.log_probs
     ratio = log_ratio.exp()  # r_t(θ), the ratio in eq. 6
     clipped_ratio = ratio.clamp(1 - clip_coef, 1 + clip_coef)
@@ -214,10 +215,10 @@ def ppo_loss(log_probs: Tensor, values: Tensor, entropy: Tensor, batch: Batch, *
     if clip_vloss:  # not in the paper, but in openai/baselines
         clipped_values = batch.values + (values - batch.values).clamp(-clip_coef, clip_coef)
         value_errors = torch.max(value_errors, (clipped_values - batch.returns) ** 2)
-    value_loss = 0.5 * value_errors.mean()  # L^VF; the paper has no 0.5
+    value_loss = 0.5 * value_errors.mean()  # L^VF; the 0.5 is openai/baselines', so the paper's c_1 is vf_coef / 2
     loss = -(objective - vf_coef * value_loss + ent_coef * entropy.mean())  # eq. 9, to be minimised
     metrics = {"policy_loss": -objective, "value_loss": value_loss, "entropy": entropy.mean()}
-    metrics["approx_kl"] = (log_ratio.expm1() - log_ratio).mean()  # of KL[π_old, π_θ]; Schulman's k3, never negative
+    metrics["approx_kl"] = (log_ratio.expm1() - log_ratio).mean()  # r-1-log r ≥ 0 estimates KL[π_old, π_θ]
     metrics["clip_fraction"] = ((ratio - 1).abs() > clip_coef).float().mean()
     return loss, {name: metric.detach() for name, metric in metrics.items()}
 
@@ -242,20 +243,21 @@ def collect(envs: gym.vector.VectorEnv, agent: Agent, obs: np.ndarray, args: Arg
             episode_returns += info["episode"]["r"][info["_episode"]].tolist()
     columns = [torch.stack(column) if torch.is_tensor(column[0]) else np.stack(column) for column in zip(*rows)]
     all_obs, actions, log_probs, values, rewards, terminated, truncated = columns
-    next_values = torch.cat([values[1:], agent(torch.as_tensor(obs, device=args.device))[1][None]]).cpu().numpy()
+    _, last_values = agent(torch.as_tensor(obs, device=args.device))
+    next_values = torch.cat([values[1:], last_values[None]]).cpu().numpy()
     if final_obs:
-        final_values = agent(torch.as_tensor(np.concatenate(final_obs), device=args.device))[1]
+        _, final_values = agent(torch.as_tensor(np.concatenate(final_obs), device=args.device))
         next_values[truncated] = final_values.cpu().numpy()
     values, done = values.cpu().numpy(), terminated | truncated
     return Rollout(all_obs, actions, log_probs, values, next_values, rewards, terminated, done), obs, episode_returns
 
 
 def make_batch(agent: Agent, rollout: Rollout, args: Args) -> Batch:
-    """Advantages and value targets of a rollout, flattened from (T, N) to (B,)."""
+    """Scales the rewards; estimates advantages and value targets; flattens from (T, N) to (B,)."""
     _, _, _, values, next_values, rewards, terminated, done = rollout
     rewards = agent.scale_rewards(rewards, done)
     advantages = compute_gae(rewards, values, next_values, terminated, done, args.gamma, args.gae_lambda)
-    columns = (*rollout[:4], advantages.astype(np.float32), (advantages + values).astype(np.float32))
+    columns = (*rollout[:4], advantages.astype(np.float32), (advantages + values).astype(np.float32))  # as in Batch
     return Batch(*(torch.as_tensor(column, device=args.device).flatten(0, 1) for column in columns))
 
 
@@ -274,7 +276,7 @@ def update(agent: Agent, optimizer: torch.optim.Optimizer, batch: Batch, args: A
     """K epochs of gradient steps. Returns the means of the metrics over all minibatches."""
     order = torch.cat([torch.randperm(args.batch_size, device=args.device) for _ in range(args.update_epochs)])
     history = []
-    for rows in order.split(args.batch_size // args.num_minibatches):  # which divides batch_size: no epochs mix
+    for rows in order.split(args.batch_size // args.num_minibatches):  # equal parts: none straddles two epochs
         minibatch = Batch(*(column[rows] for column in batch))
         loss, metrics = loss_fn(agent, minibatch, args)
         optimizer.zero_grad()
@@ -285,8 +287,7 @@ def update(agent: Agent, optimizer: torch.optim.Optimizer, batch: Batch, args: A
             break
         optimizer.step()
     means = dict(zip(metrics, torch.stack(history).mean(0).tolist()))
-    unexplained = batch.advantages.var() / batch.returns.var().clamp(min=1e-8)  # Â is V^targ - V_old
-    return means | {"explained_variance": 1 - unexplained.item()}
+    return means | {"explained_variance": 1 - (batch.advantages.var() / batch.returns.var().clamp(min=1e-8)).item()}
 
 
 def train(args: Args) -> Agent:
@@ -306,7 +307,8 @@ def train(args: Args) -> Agent:
             lr = args.learning_rate * (1 - iteration / args.num_iterations if args.anneal_lr else 1)
             optimizer.param_groups[0]["lr"] = lr
             rollout, obs, episode_returns = collect(envs, agent, obs, args, global_step)
-            metrics = update(agent, optimizer, make_batch(agent, rollout, args), args, loss_fn)
+            batch = make_batch(agent, rollout, args)
+            metrics = update(agent, optimizer, batch, args, loss_fn)
             agent.update_obs_stats(rollout.obs)
             global_step += args.batch_size
             logger.log(metrics | {"learning_rate": lr}, episode_returns, global_step)
@@ -321,7 +323,7 @@ def train(args: Args) -> Agent:
 # ---- The algorithm ends here; what follows is plumbing. --------------------------------------------------------------
 @torch.no_grad()
 def evaluate(agent: Agent, args: Args, run_dir: Path) -> np.ndarray:
-    """Returns (E,) of one whole episode in each of E fresh environments; the first E to end would be short ones."""
+    """Returns (E,) of one whole episode in each of E fresh environments: the first E to end would favour short ones."""
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     episodes = 1 if args.capture_video else args.eval_episodes
@@ -342,21 +344,21 @@ def evaluate(agent: Agent, args: Args, run_dir: Path) -> np.ndarray:
 
 
 def env_seeds(seed: int, global_step: int, num_envs: int) -> list[int]:
-    """Seeds of environments started at a step, or at -1 to evaluate; seed, seed + 1, ... would overlap between runs."""
+    """Seeds for a reset at global_step (-1: evaluation), hashed: seed, seed + 1, ... would recur under other seeds."""
     return (np.random.SeedSequence([seed, global_step + 1]).generate_state(num_envs) % 2**31).tolist()
 
 
 def save_checkpoint(path: Path, agent: Agent, optimizer: torch.optim.Optimizer, args: Args, global_step: int) -> None:
-    """Writes what it takes to resume and to evaluate, as tensors and plain Python; moves it into place when whole."""
+    """Writes all that resuming and evaluating need; a crash meanwhile leaves the previous checkpoint whole."""
     checkpoint = {"script": Path(__file__).stem, "args": asdict(replace(args, resume=None, evaluate=None))}
     checkpoint |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict(), "global_step": global_step}
-    checkpoint |= {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}
+    checkpoint["rng"] = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if "cuda" in args.device else [])]
     torch.save(checkpoint, path.with_suffix(".tmp"))
     os.replace(path.with_suffix(".tmp"), path)
 
 
 def load_checkpoint(path: str, agent: Agent | None = None, optimizer: Any = None) -> dict[str, Any]:  # noqa: ANN401
-    """What save_checkpoint wrote, args as Args. Sets agent to it if given, and optimizer with the random states."""
+    """What save_checkpoint wrote, args as Args. Loads it into agent, and into optimizer and the RNGs, where given."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         if checkpoint["script"] != Path(__file__).stem:
@@ -366,8 +368,8 @@ def load_checkpoint(path: str, agent: Agent | None = None, optimizer: Any = None
             agent.load_state_dict(checkpoint["agent"])
         if optimizer:
             optimizer.load_state_dict(checkpoint["optimizer"])
-            torch.set_rng_state(checkpoint["rng"])
-            torch.cuda.set_rng_state_all(checkpoint["cuda_rng"][: torch.cuda.device_count()])
+            torch.set_rng_state(checkpoint["rng"][0])
+            torch.cuda.set_rng_state_all(checkpoint["rng"][1 : 1 + torch.cuda.device_count()])
     except Exception as error:  # no file, half a file, another file, arguments or networks of another version, ...
         raise UserError(f"cannot load {path}: {' '.join(str(error).split()) or 'it is empty'}") from error
     return checkpoint
@@ -379,22 +381,24 @@ class Logger:
     def __init__(self, args: Args, global_step: int) -> None:
         name = f"{args.env_id}__{Path(__file__).stem}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         new_dir = Path("runs", name.replace("/", "_").replace(":", "_"))
-        self.run_dir = Path(args.resume).parent if args.resume else new_dir
+        self.run_dir = Path(args.resume).resolve().parent if args.resume else new_dir
         self.writer = SummaryWriter(self.run_dir, purge_step=global_step + 1 if args.resume else None)
         total = args.num_iterations * args.batch_size
         print(f"{self.run_dir}: {total:,} steps, {args.num_iterations:,} iterations of {args.batch_size:,}", flush=True)
-        self.bar = tqdm(total=total, initial=global_step, unit=" steps", unit_scale=True, dynamic_ncols=True)
-        self.returns, self.last_time, self.track = [], time.perf_counter(), args.track
+        self.bar = tqdm(total=total, initial=global_step, unit=" steps", unit_scale=True, mininterval=1)
+        self.returns, self.last_step, self.last_time, self.track = [], global_step, time.perf_counter(), args.track
         self.wandb("init", project=args.wandb_project_name, entity=args.wandb_entity, id=self.run_dir.name,
                    resume="allow", config=asdict(args), dir=self.run_dir)  # fmt: skip
         self.signals, in_main = [], threading.current_thread() is threading.main_thread()  # no handlers elsewhere
         self.handlers = {s: signal.signal(s, self.catch) for s in (signal.SIGINT, signal.SIGTERM) if in_main}
 
     def catch(self, signum: int, _: object) -> None:
-        """Lets the first Ctrl-C or SIGTERM wait for the iteration to end; the second acts as it would without us."""
+        """Lets the iteration finish on the first Ctrl-C or SIGTERM; a second one acts as it would without us."""
         self.signals.append(signum)
         signal.signal(signum, self.handlers[signum])
-        print(f"{signal.Signals(signum).name}: stopping after this iteration; a second stops at once", file=sys.stderr)
+        os.write(
+            2, f"\n{signal.Signals(signum).name}: stopping after this iteration; a second stops at once\n".encode()
+        )
 
     def wandb(self, function: str, *args: object, **kwargs: object) -> None:
         """Calls wandb.init, log or finish; the first failure ends that, never the run."""
@@ -407,9 +411,9 @@ class Logger:
 
     def log(self, metrics: dict[str, float], episode_returns: list[float], global_step: int) -> None:
         """Writes the metrics of the iteration that ended at global_step, and its speed."""
-        now, steps = time.perf_counter(), global_step - self.bar.n
-        metrics["steps_per_second"], self.last_time = steps / (now - self.last_time), now
-        self.returns = (self.returns + episode_returns)[-100:]
+        now, steps = time.perf_counter(), global_step - self.last_step
+        metrics["steps_per_second"] = steps / (now - self.last_time)
+        self.returns, self.last_step, self.last_time = (self.returns + episode_returns)[-100:], global_step, now
         if self.returns:
             metrics["episodic_return"] = float(np.mean(self.returns))
         for name, value in metrics.items():
@@ -417,15 +421,13 @@ class Logger:
                 raise FloatingPointError(f"{name} is {value} at step {global_step:,}")
             self.writer.add_scalar(name, value, global_step)
         self.wandb("log", metrics, step=global_step)
-        self.bar.set_postfix_str(
-            f"return {metrics.get('episodic_return', math.nan):.1f}, KL {metrics['approx_kl']:.4f}"
-        )
+        self.bar.postfix = f"return {metrics.get('episodic_return', math.nan):.1f}, KL {metrics['approx_kl']:.4f}"
         self.bar.update(steps)
 
     def close(self) -> None:
         self.bar.close()
         self.writer.close()
-        self.wandb("finish")
+        self.wandb("finish", exit_code=int(sys.exc_info()[0] is not None))
         for signum, handler in self.handlers.items():
             signal.signal(signum, handler)
 
@@ -436,13 +438,12 @@ class UserError(ValueError):
 
 def check(args: Args) -> None:
     """Raises UserError, before anything is created, if these arguments cannot work."""
-    counts = "num_envs num_minibatches update_epochs threads checkpoint_every eval_episodes"
+    counts = "num_envs num_steps num_minibatches update_epochs threads checkpoint_every eval_episodes"
     for rule, holds, names in (
         ("above 0", lambda x: x > 0, "learning_rate clip_coef max_grad_norm target_kl"),
         ("between 0 and 1", lambda x: 0 <= x <= 1, "gamma gae_lambda"),
         ("at least 0", lambda x: x >= 0, "seed ent_coef vf_coef"),
         ("at least 1", lambda x: x >= 1, counts),
-        ("at least 2", lambda x: x >= 2, "num_steps"),
     ):
         for name in names.split():
             value = getattr(args, name)
@@ -451,7 +452,7 @@ def check(args: Args) -> None:
     size, n = args.batch_size, args.num_minibatches
     batch = f"a batch has num_envs·num_steps = {args.num_envs}·{args.num_steps} = {size} rows"
     if n not in (fits := [m for m in range(1, size // 2 + 1) if size % m == 0]):
-        nearest = min(fits, key=lambda m: abs(m - n))
+        nearest = min(fits, key=lambda m: abs(m - n), default="a larger --num-steps")
         raise UserError(f"--num-minibatches {n}: {batch}, to be cut into equal minibatches of 2 or more; try {nearest}")
     if args.num_iterations < 1:
         raise UserError(f"--total-timesteps {args.total_timesteps}: {batch}; try {size} or more")
@@ -466,7 +467,6 @@ def check_env(args: Args) -> None:
         torch.empty(0, dtype=torch.float64, device=args.device)
         env = gym.make(args.env_id)
         env.close()
-        import_module("moviepy" if args.capture_video else "gymnasium")
     except (gym.error.Error, ImportError, RuntimeError, AssertionError, TypeError) as error:
         raise UserError(f"--device {args.device} --env-id {args.env_id}: {' '.join(str(error).split())}") from error
     obs, actions = env.observation_space, env.action_space
@@ -474,8 +474,8 @@ def check_env(args: Args) -> None:
         raise UserError(f"{args.env_id} has Discrete actions: use ppo_discrete.py")
     if not (isinstance(obs, gym.spaces.Box) and isinstance(actions, gym.spaces.Box) and actions.is_bounded()):
         raise UserError(f"{args.env_id} needs Box observations and bounded Box actions here, not {obs} and {actions}")
-    if args.capture_video and "rgb_array" not in env.metadata.get("render_modes", []):
-        raise UserError(f"--capture-video: {args.env_id} has no render mode rgb_array")
+    if args.capture_video and not (find_spec("moviepy") and "rgb_array" in env.metadata.get("render_modes", [])):
+        raise UserError(f"--capture-video needs moviepy (pip install moviepy), and {args.env_id} to render rgb_array")
 
 
 def main() -> None:

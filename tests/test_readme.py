@@ -1,0 +1,48 @@
+"""What the README says can be done, can be done."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+import ppo_continuous as ppo
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_ci_runs_the_readmes_test_command():
+    command = "pip install -r requirements.txt && python -m pytest"
+    assert f"```\n{command}\n```" in README
+    assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == command
+
+
+def test_the_snippet_loads_a_trained_policy():
+    (snippet,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert len([line for line in snippet.splitlines() if line]) == 5
+    flags = {"num_envs": 2, "num_steps": 16, "total_timesteps": 32, "eval_episodes": 1}
+    trained = ppo.train(ppo.Args("Pendulum-v1", **flags))
+    (path,) = Path("runs").glob("*/checkpoint.pt")
+    path.rename("checkpoint.pt")
+    names = {}
+    exec(snippet, names)
+    obs, _ = names["envs"].reset(seed=0)
+    with torch.no_grad():
+        policy, value = names["agent"](torch.as_tensor(obs))
+        assert torch.equal(policy.mode, trained(torch.as_tensor(obs))[0].mode) and value.shape == (1,)
+    names["envs"].step(policy.mode.numpy())
+
+
+def test_every_flag_in_the_readme_exists():
+    fields = {name.replace("_", "-") for name in ppo.Args.__dataclass_fields__}
+    flags = set(re.findall(r"--([a-z][a-z-]+)", README)) - {"help", "logdir", "x", "no-x"}
+    assert {flag.removeprefix("no-") for flag in flags} <= fields
+
+
+@pytest.mark.parametrize("check", [["check"], ["format", "--check"]], ids=lambda words: words[0])
+def test_ruff_is_content(check):
+    done = subprocess.run([sys.executable, "-m", "ruff", *check, str(ROOT)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
