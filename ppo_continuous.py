@@ -161,7 +161,7 @@ class Agent(nn.Module):
         return np.clip(rewards / math.sqrt(self.return_stats.var + 1e-8), -10, 10)
 
     def update_obs_stats(self, obs: Tensor) -> None:
-        """Merges in observations (T, N, *O) after their update: earlier, π_θ would change and log π_old would not."""
+        """Merges in observations (T, N, *O), after their update: earlier, π_θ would change and log π_old would not."""
         self.obs_stats.update(obs.flatten(0, 1))
 
 
@@ -227,7 +227,7 @@ def ppo_loss(log_probs: Tensor, values: Tensor, entropy: Tensor, batch: Batch, *
 def collect(envs: gym.vector.VectorEnv, agent: Agent, obs: np.ndarray, args: Args, global_step: int
             ) -> tuple[Rollout, np.ndarray, list[float]]:  # fmt: skip
     """T steps of N environments from observations (N, *O), where the last rollout stopped, after global_step steps.
-    Returns the rollout, the observations to go on from, and the raw returns of the episodes that ended."""
+    Returns the rollout, where it stopped, and the raw returns of ended episodes. Raises FloatingPointError on NaN."""
     rows, final_obs, episode_returns = [], [], []
     for step in range(global_step, global_step + args.batch_size, args.num_envs):
         obs_t = torch.as_tensor(obs, device=args.device)
@@ -302,7 +302,7 @@ def train(args: Args) -> Agent:
     loss_fn = torch.compile(minibatch_loss) if args.compile else minibatch_loss
     global_step = load_checkpoint(args.resume, agent, optimizer)["global_step"] if args.resume else 0
     obs, _ = envs.reset(seed=env_seeds(args.seed, global_step, args.num_envs))
-    with closing(Logger(args, global_step)) as logger:
+    with closing(envs), closing(Logger(args, global_step)) as logger:
         for iteration in range(global_step // args.batch_size, args.num_iterations):
             lr = args.learning_rate * (1 - iteration / args.num_iterations if args.anneal_lr else 1)
             optimizer.param_groups[0]["lr"] = lr
