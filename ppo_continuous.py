@@ -64,7 +64,7 @@ class Args:
     clip_coef: float = 0.2  # ε, the ratio is clipped to [1-ε, 1+ε]; inf turns clipping off
     clip_vloss: bool = False  # also clip the new value to within ε of the old one, in units of the scaled reward
     ent_coef: float = 0.0  # c_2, weight of the entropy bonus
-    vf_coef: float = 0.5  # c_1, weight of the value loss 0.5 (V - V^targ)²
+    vf_coef: float = 0.5  # weight of the value loss 0.5 (V - V^targ)², so twice the paper's c_1
     max_grad_norm: float = 0.5  # clip the gradient of all parameters together to this L2 norm
     target_kl: float | None = None  # end an update before the first step whose minibatch has an approx_kl above this
     norm_obs: bool = True  # scale observations by their running mean and standard deviation
@@ -91,7 +91,7 @@ def make_envs(args: Args, num_envs: int, **kwargs: Any) -> gym.vector.VectorEnv:
     mode = {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}  # no step is spent on a reset: all rows are real
     envs = gym.make_vec(args.env_id, num_envs, vectorization_mode="sync", vector_kwargs=mode, **kwargs)
     low, high = envs.action_space.low, envs.action_space.high
-    envs = gym.wrappers.vector.TransformAction(envs, lambda a: low + (high - low) * (np.clip(a, -1, 1) + 1) / 2)
+    envs = gym.wrappers.vector.TransformAction(envs, lambda a: np.clip(low + (high - low) * (a + 1) / 2, low, high))
     return gym.wrappers.vector.RecordEpisodeStatistics(envs)
 
 
@@ -141,7 +141,7 @@ class Agent(nn.Module):
 
     def forward(self, obs: Tensor) -> tuple[Distribution, Tensor]:
         """The policy π_θ(·|s), over actions (B, *A), and the values V(s) (B,), in observations (B, *O)."""
-        if self.norm_obs:
+        if self.norm_obs:  # not in the paper, but in openai/baselines
             obs = ((obs - self.obs_stats.mean) / (self.obs_stats.var + 1e-8).sqrt()).clamp(-10, 10)
         x = obs.float().reshape(len(obs), -1)
         mean = self.actor(x).view(-1, *self.log_std.shape)
@@ -161,11 +161,11 @@ class Agent(nn.Module):
         return np.clip(rewards / math.sqrt(self.return_stats.var + 1e-8), -10, 10)
 
     def update_obs_stats(self, obs: Tensor) -> None:
-        """Merges in observations (T, N, *O), after their update: earlier, π_θ would change and log π_old would not."""
+        """Merges in observations (T, N, *O). Only after the update on them: before, it would shift π_θ, not π_old."""
         self.obs_stats.update(obs.flatten(0, 1))
 
 
-# ---- From here on this script and its siblings are the same, but for check_env. --------------------------------------
+# ---- From here on, but for check_env, nothing depends on what an observation or an action is. ------------------------
 class Rollout(NamedTuple):
     """T steps of N environments under one policy, π_old."""
 
@@ -281,9 +281,9 @@ def update(agent: Agent, optimizer: torch.optim.Optimizer, batch: Batch, args: A
         loss, metrics = loss_fn(agent, minibatch, args)
         optimizer.zero_grad()
         loss.backward()
-        metrics["grad_norm"] = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
+        metrics["grad_norm"] = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)  # openai/baselines
         history.append(torch.stack(list(metrics.values())))
-        if args.target_kl is not None and metrics["approx_kl"] > args.target_kl:
+        if args.target_kl is not None and metrics["approx_kl"] > args.target_kl:  # OpenAI Spinning Up
             break
         optimizer.step()
     means = dict(zip(metrics, torch.stack(history).mean(0).tolist()))
@@ -305,7 +305,7 @@ def train(args: Args) -> Agent:
     with closing(envs), closing(Logger(args, global_step)) as logger:
         for iteration in range(global_step // args.batch_size, args.num_iterations):
             lr = args.learning_rate * (1 - iteration / args.num_iterations if args.anneal_lr else 1)
-            optimizer.param_groups[0]["lr"] = lr
+            optimizer.param_groups[0]["lr"] = lr  # the paper does so on Atari
             rollout, obs, episode_returns = collect(envs, agent, obs, args, global_step)
             batch = make_batch(agent, rollout, args)
             metrics = update(agent, optimizer, batch, args, loss_fn)
@@ -314,8 +314,8 @@ def train(args: Args) -> Agent:
             logger.log(metrics | {"learning_rate": lr}, episode_returns, global_step)
             if logger.signals or (iteration + 1) % args.checkpoint_every == 0 or iteration + 1 == args.num_iterations:
                 save_checkpoint(logger.run_dir / "checkpoint.pt", agent, optimizer, args, global_step)
-            if logger.signals:
-                sys.exit(128 + logger.signals[0])
+                if logger.signals:
+                    sys.exit(128 + logger.signals[0])
     evaluate(agent, args, logger.run_dir)
     return agent
 
@@ -323,7 +323,7 @@ def train(args: Args) -> Agent:
 # ---- The algorithm ends here; what follows is plumbing. --------------------------------------------------------------
 @torch.no_grad()
 def evaluate(agent: Agent, args: Args, run_dir: Path) -> np.ndarray:
-    """Returns (E,) of one whole episode in each of E fresh environments: the first E to end would favour short ones."""
+    """Plays one whole episode in each of E fresh environments (the first E to end would be short); returns (E,)."""
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     episodes = 1 if args.capture_video else args.eval_episodes
@@ -442,7 +442,7 @@ def check(args: Args) -> None:
     for rule, holds, names in (
         ("above 0", lambda x: x > 0, "learning_rate clip_coef max_grad_norm target_kl"),
         ("between 0 and 1", lambda x: 0 <= x <= 1, "gamma gae_lambda"),
-        ("at least 0", lambda x: x >= 0, "seed ent_coef vf_coef"),
+        ("at least 0 and below 2^63", lambda x: 0 <= x < 2**63, "seed ent_coef vf_coef"),
         ("at least 1", lambda x: x >= 1, counts),
     ):
         for name in names.split():
@@ -485,7 +485,7 @@ def main() -> None:
         if path := args.evaluate or args.resume:
             args = tyro.cli(Args, description=__doc__.split("\n")[0], default=load_checkpoint(path)["args"])
         if args.evaluate:
-            check(args)
+            check(replace(args, compile=False))  # evaluating needs no compiler
             agent = Agent(make_envs(args, 1), args).to(args.device)
             load_checkpoint(args.evaluate, agent)
             evaluate(agent, args, Path(args.evaluate).parent)

@@ -88,6 +88,28 @@ class Counter(Probe):
         return 10.0 * self.episode + self.t, end and self.episode % 3 != 0, end and self.episode % 3 != 1
 
 
+class Ragged(Probe):
+    """Observes (tag, t, length, kind), the last two drawn with the tag at reset, so that no two environments agree.
+
+    Step t pays 10·tag + t. An episode has length steps and ends by termination (kind 0), truncation (1) or both (2).
+    """
+
+    observation_space = gym.spaces.Box(-1000, 1000, (4,), np.float64)
+
+    def reset(self, seed=None, options=None):
+        gym.Env.reset(self, seed=seed)
+        self.t, self.tag = 0, self.np_random.random()
+        self.length, self.kind = int(self.np_random.integers(1, 6)), int(self.np_random.integers(3))
+        return self.obs(), {}
+
+    def obs(self):
+        return np.array([self.tag, self.t, self.length, self.kind])
+
+    def outcome(self, action):
+        end = self.t + 1 == self.length
+        return 10 * self.tag + self.t, end and self.kind != 1, end and self.kind != 0
+
+
 class Echo(Probe):
     """Lopsided bounds, matrix-shaped actions; observes the action that came in. Never ends."""
 
@@ -100,6 +122,10 @@ class Echo(Probe):
     def step(self, action):
         self.last = np.array(action)
         return self.obs(), 0.0, False, False, {}
+
+
+class Lopsided(Constant):
+    action_space = gym.spaces.Box(-0.2, 0.1, (1,), np.float32)
 
 
 class Broken(Probe):
@@ -137,7 +163,9 @@ for name, probe, kwargs, limit in (
     ("Sign", Sign, {}, None),
     ("Match", Match, {}, None),
     ("Counter", Counter, {}, None),
+    ("Ragged", Ragged, {}, None),
     ("Echo", Echo, {}, None),
+    ("Lopsided", Lopsided, {}, None),
     ("NanObs", Broken, {"where": "obs", "at": 20, "value": np.nan}, None),
     ("NanReward", Broken, {"where": "reward", "at": 20, "value": np.nan}, None),
     ("InfReward", Broken, {"where": "reward", "at": 20, "value": np.inf}, None),

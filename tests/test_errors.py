@@ -24,6 +24,7 @@ MISTAKES = {
     "--ent-coef nan": r"--ent-coef nan: must be a finite number",
     "--vf-coef -1": r"--vf-coef -1.0: .*at least 0",
     "--seed -1": r"--seed -1: .*at least 0",
+    "--seed 9223372036854775808": r"below 2\^63",
     "--num-envs 0": r"--num-envs 0: .*at least 1",
     "--num-steps 0": r"--num-steps 0: .*at least 1",
     "--num-steps 1 --num-envs 1": r"1·1 = 1 rows, .*; try a larger --num-steps$",
@@ -82,10 +83,17 @@ def test_what_is_at_the_edge_is_allowed(flags):
     ppo.check(ppo.Args(**flags))
 
 
-def test_a_missing_compiler_or_film_maker_is_named(main, monkeypatch):
+def test_a_missing_compiler_or_film_maker_is_named(main, monkeypatch, capsys):
     monkeypatch.setattr(ppo.shutil, "which", lambda name: None)
     code, err = main("--compile")
     assert code == 2 and "C++ compiler" in err
+    ppo.train(ppo.Args("Pendulum-v1", total_timesteps=2048, eval_episodes=1))
+    (path,) = Path("runs").glob("*/checkpoint.pt")
+    checkpoint = torch.load(path, weights_only=True)
+    torch.save(checkpoint | {"args": checkpoint["args"] | {"compile": True}}, path)
+    monkeypatch.setattr("sys.argv", ["ppo_continuous.py", "--evaluate", str(path)])
+    ppo.main()  # evaluating needs no compiler
+    capsys.readouterr()
     monkeypatch.setitem(__import__("sys").modules, "moviepy", None)
     code, err = main("--capture-video")
     assert code == 2 and "moviepy" in err and err.count("\n") == 1

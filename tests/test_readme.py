@@ -42,6 +42,22 @@ def test_every_flag_in_the_readme_exists():
     assert {flag.removeprefix("no-") for flag in flags} <= fields
 
 
+def test_the_defaults_in_the_readme_are_the_scripts():
+    switches = {"on": True, "off": False}
+    rows = re.findall(r"^\| (`--[^|]*) \| ([^|]*) \|", README, re.M)
+    assert len(rows) > 8
+    for flags, defaults in rows:
+        names = [flag.strip(" `-").replace("-", "_") for flag in flags.split(",")]
+        texts = defaults.split(", ") if len(names) > 1 else [defaults]
+        for name, text in zip(names, texts if len(texts) > 1 else texts * len(names), strict=True):
+            expected = getattr(ppo.Args(), name)
+            text = text.strip("` ").replace(",", "")
+            shown = (
+                switches.get(text, text) if not isinstance(expected, int | float) or text in switches else float(text)
+            )
+            assert shown == expected or (text == "off" and expected is None), name
+
+
 @pytest.mark.parametrize("check", [["check"], ["format", "--check"]], ids=lambda words: words[0])
 def test_ruff_is_content(check):
     done = subprocess.run([sys.executable, "-m", "ruff", *check, str(ROOT)], capture_output=True, text=True)

@@ -43,6 +43,28 @@ def test_every_row_is_a_real_transition_and_next_values_are_of_the_state_that_fo
     assert (rollout.obs[0].numpy() == [2, 3]).all() and episode_returns[:3] == [93.0] * 3
 
 
+def test_each_environment_gets_its_own_ends_values_and_returns():
+    """Ragged: all is known from the observation, and the environments are never in step with each other."""
+    args, envs, agent, obs = set_up("Ragged", num_envs=5, num_steps=60)
+    rollout, last_obs, episode_returns = ppo.collect(envs, agent, obs, args, 0)
+    expected, ended = [], []
+    for n in range(5):
+        rows = rollout.obs[:, n].tolist()
+        for t, (tag, step, length, kind) in enumerate(rows):
+            end = step + 1 == length
+            assert rollout.rewards[t, n] == pytest.approx(10 * tag + step)
+            assert (rollout.done[t, n], rollout.terminated[t, n]) == (end, end and kind != 1)
+            if not rollout.terminated[t, n]:
+                expected.append((t, n, value(agent, [tag, step + 1, length, kind])[0]))
+            if not end:
+                assert [*rows, last_obs[n].tolist()][t + 1] == [tag, step + 1, length, kind]
+            if end:
+                ended.append(length * 10 * tag + length * (length - 1) / 2)
+    for t, n, next_value in expected:
+        assert rollout.next_values[t, n] == pytest.approx(next_value, rel=1e-4, abs=1e-6)
+    assert sorted(episode_returns) == pytest.approx(sorted(ended)) and len(ended) > 50
+
+
 def test_actions_are_stored_as_sampled_with_their_own_log_probability():
     args, envs, agent, obs = set_up("Echo", num_steps=64)
     rollout, _, _ = ppo.collect(envs, agent, obs, args, 0)
@@ -85,8 +107,36 @@ def test_rewards_are_divided_by_the_std_of_the_discounted_return_over_all_rollou
         std = np.std(discounted_returns(rewards[:end], done[:end], 0.9))  # an episode may span several rollouts
         got = agent.scale_rewards(rewards[start:end], done[start:end])
         np.testing.assert_allclose(got, rewards[start:end] / std, rtol=1e-6)
-    huge = agent.scale_rewards(np.where(np.arange(3) == 1, 1e6, rewards[:1]), done[:1])
-    assert abs(huge).max() <= 10
+    for _ in range(30):
+        agent.scale_rewards(rewards, done)
+    huge = agent.scale_rewards(np.array([[0.0, 1e6, -1e6]]), done[:1])
+    assert huge.tolist() == [[0, 10, -10]]
+
+
+def test_advantages_are_of_the_scaled_rewards():
+    args, envs, agent, obs = set_up("Ragged", gamma=0.9)
+    rollout, _, _ = ppo.collect(envs, agent, obs, args, 0)
+    rewards = rollout.rewards / np.std(discounted_returns(rollout.rewards, rollout.done, 0.9))
+    columns = rollout.values, rollout.next_values, rollout.terminated, rollout.done
+    advantages = ppo.compute_gae(rewards, *columns, 0.9, args.gae_lambda)
+    batch = ppo.make_batch(agent, rollout, args)
+    np.testing.assert_allclose(batch.advantages, advantages.flatten(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(batch.returns, (advantages + rollout.values).flatten(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_first_policy_is_nearly_the_same_everywhere_and_the_first_values_are_not():
+    _, _, agent, _ = set_up("Ragged")
+    with torch.no_grad():
+        policy, values = agent(torch.randn(1000, 4).double())
+    assert policy.mean.abs().max() < 0.05 < 0.2 < values.std()
+    torch.testing.assert_close(policy.stddev, torch.full((1000, 1), 0.6065), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("action", [-1.0, 1.0, 0.3, 99.0])
+def test_no_rounding_leads_past_the_bounds(action):
+    """In float32, -0.2 + 0.3 · (1 + 1)/2 is above 0.1; the probe refuses what its space does not contain."""
+    _, envs, _, _ = set_up("Lopsided")
+    envs.step(np.full((3, 1), action, dtype=np.float32))
 
 
 def test_norm_reward_off_leaves_rewards_alone():

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import types
+from contextlib import closing
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -27,13 +28,15 @@ SMALL_FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.it
 
 
 def weights(**flags):
-    return torch.cat([p.flatten() for p in ppo.train(ppo.Args(**(SMALL | flags))).state_dict().values()])
+    return torch.cat([p.detach().flatten() for p in ppo.train(ppo.Args(**(SMALL | flags))).parameters()])
 
 
 def scalars(run_dir, tag):
     events = EventAccumulator(str(run_dir))
     events.Reload()
-    return {event.step: event.value for event in events.Scalars(tag)}
+    values = {event.step: event.value for event in events.Scalars(tag)}
+    assert len(values) == len(events.Scalars(tag))  # no step is there twice
+    return values
 
 
 def test_same_seed_same_weights_to_the_bit_and_another_seed_others():
@@ -142,13 +145,10 @@ def test_a_checkpoint_is_replaced_only_by_a_whole_one(monkeypatch):
 def test_a_killed_run_resumes_where_its_checkpoint_was_written(run):
     flags = [*SMALL_FLAGS, "--total-timesteps=1000000", "--checkpoint-every=1"]
     process = start(*flags)
-    while not (found := list(Path("runs").glob("*/checkpoint.pt"))):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
+    path = wait_for("*/checkpoint.pt", process)
     time.sleep(0.3)
     process.kill()
     process.communicate()
-    (path,) = found
     before = torch.load(path, weights_only=True)
     step, total = before["global_step"], before["global_step"] + 128
     code, _, err = run("--resume", path, "--total-timesteps", total, "--checkpoint-every=1")
@@ -179,6 +179,37 @@ def test_resuming_restores_weights_optimizer_statistics_and_random_numbers_to_th
     assert torch.equal(torch.get_rng_state(), saved["rng"][0])
 
 
+def test_a_resumed_run_starts_environments_of_its_own_and_takes_back_what_was_logged_since(monkeypatch):
+    ppo.train(ppo.Args(**SMALL))
+    (path,) = Path("runs").glob("*/checkpoint.pt")
+    torch.save(torch.load(path, weights_only=True) | {"global_step": 128}, path)
+    seeds, env_seeds = [], ppo.env_seeds
+    monkeypatch.setattr(ppo, "env_seeds", lambda *args: seeds.append(args) or env_seeds(*args))
+    ppo.train(ppo.Args(**SMALL, resume=str(path)))
+    assert seeds == [(1, 128, 4), (1, -1, 2)]
+    assert list(scalars(path.parent, "approx_kl")) == [64, 128, 192, 256]
+
+
+def test_the_logged_return_is_the_mean_of_the_last_100_episodes():
+    with closing(ppo.Logger(ppo.Args(**SMALL), 0)) as logger:
+        logger.log({"approx_kl": 0.0}, [], 64)
+        logger.log({"approx_kl": 0.0}, [float(x) for x in range(60)], 128)
+        logger.log({"approx_kl": 0.0}, [float(x) for x in range(60, 150)], 192)
+    assert scalars(logger.run_dir, "episodic_return") == {128: 29.5, 192: 99.5}
+
+
+def test_train_compiles_only_when_told_and_uses_adam_as_baselines_does(monkeypatch):
+    compiled, epsilons, adam = [], [], torch.optim.Adam
+    monkeypatch.setattr(torch, "compile", lambda f: compiled.append(f) or f)
+    monkeypatch.setattr(
+        torch.optim, "Adam", lambda *args, **kwargs: epsilons.append(kwargs["eps"]) or adam(*args, **kwargs)
+    )
+    ppo.train(ppo.Args(**SMALL))
+    assert compiled == []
+    ppo.train(ppo.Args(**SMALL, compile=True, seed=2))
+    assert compiled == [ppo.minibatch_loss] and epsilons == [1e-5, 1e-5]
+
+
 def test_a_finished_run_can_be_resumed_for_longer_and_explicit_flags_win(run):
     ppo.train(ppo.Args(**SMALL, gamma=0.8))
     (path,) = Path("runs").glob("*/checkpoint.pt")
@@ -201,6 +232,14 @@ def test_a_checkpoint_scores_the_same_in_another_process(run, capsys):
     assert len(list(Path("runs").iterdir())) == 1  # evaluating makes no run
 
 
+def test_evaluate_counts_the_first_episode_of_each_environment_from_seeds_of_its_own():
+    args = ppo.Args("probe_envs:Ragged-v0", eval_episodes=20, seed=3)
+    obs, _ = ppo.make_envs(args, 20).reset(seed=ppo.env_seeds(3, -1, 20))
+    expected = [length * 10 * tag + length * (length - 1) / 2 for tag, _, length, _ in obs]
+    agent = ppo.Agent(ppo.make_envs(args, 1), args)
+    assert ppo.evaluate(agent, args, Path()).tolist() == pytest.approx(expected)
+
+
 def test_evaluate_plays_one_whole_episode_in_each_environment_with_frozen_statistics():
     args = ppo.Args("probe_envs:Counter-v0", eval_episodes=4)
     agent = ppo.Agent(ppo.make_envs(args, 1), args)
@@ -214,25 +253,42 @@ def test_capture_video_leaves_a_film_that_moves():
 
     args = ppo.Args(**SMALL | {"env_id": "probe_envs:Truncated-v0"}, capture_video=True)
     ppo.check(args)
-    ppo.evaluate(ppo.Agent(ppo.make_envs(args, 1), args), args, Path("here"))
+    assert ppo.evaluate(ppo.Agent(ppo.make_envs(args, 1), args), args, Path("here")).shape == (1,)
     (film,) = Path("here/videos").glob("*.mp4")
     frames = np.stack([frame for frame in imageio.get_reader(film)])  # noqa: C416
     assert len(frames) >= 5 and len(np.unique(frames.mean((1, 2, 3)))) > 2
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_run_with_a_checkpoint_and_the_usual_status(signum):
-    process = start(*SMALL_FLAGS, "--total-timesteps=10000000", "--checkpoint-every=1000000")
-    while not list(Path("runs").glob("*/events*")):
+def wait_for(pattern, process):
+    while not (found := list(Path("runs").glob(pattern))):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
-    time.sleep(0.5)
+    return found[0]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_with_a_checkpoint_of_its_last_iteration_and_the_usual_status(signum):
+    fast = ["--num-minibatches=1", "--update-epochs=1", "--checkpoint-every=100", "--total-timesteps=10000000"]
+    process = start(*SMALL_FLAGS, *fast)
+    path = wait_for("*/checkpoint.pt", process)
     process.send_signal(signum)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 128 + signum
     assert f"{signum.name}: stopping after this iteration" in err and "Traceback" not in err
-    (path,) = Path("runs").glob("*/checkpoint.pt")
-    assert torch.load(path, weights_only=True)["global_step"] % 64 == 0
+    assert torch.load(path, weights_only=True)["global_step"] == max(scalars(path.parent, "approx_kl"))
+
+
+@pytest.mark.parametrize("signum, status", [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+def test_a_second_signal_stops_at_once(signum, status):
+    process = start("--env-id=probe_envs:Truncated-v0", "--num-steps=10000000", "--total-timesteps=160000000")
+    wait_for("*/events*", process)
+    time.sleep(1)
+    process.send_signal(signum)
+    time.sleep(0.5)
+    assert process.poll() is None  # the first one waits for an iteration, which here takes many minutes
+    process.send_signal(signum)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == status and "Traceback" not in err
 
 
 def test_handlers_of_signals_are_put_back():
