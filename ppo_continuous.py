@@ -86,10 +86,10 @@ class Args:
     num_iterations = property(lambda self: self.total_timesteps // self.batch_size)
 
 
-def make_envs(args: Args, num_envs: int, **kwargs: Any) -> gym.vector.VectorEnv:  # noqa: ANN401
+def make_envs(args: Args, num_envs: int | None = None, **kwargs: Any) -> gym.vector.VectorEnv:  # noqa: ANN401
     """Environments that take actions in [-1, 1] and report each episode's return; kwargs are those of gym.make_vec."""
     mode = {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}  # no step is spent on a reset: all rows are real
-    envs = gym.make_vec(args.env_id, num_envs, vectorization_mode="sync", vector_kwargs=mode, **kwargs)
+    envs = gym.make_vec(args.env_id, num_envs or args.num_envs, vectorization_mode="sync", vector_kwargs=mode, **kwargs)
     low, high = envs.action_space.low, envs.action_space.high
     envs = gym.wrappers.vector.TransformAction(envs, lambda a: np.clip(low + (high - low) * (a + 1) / 2, low, high))
     return gym.wrappers.vector.RecordEpisodeStatistics(envs)
@@ -120,10 +120,10 @@ def layer_init(layer: nn.Linear | nn.Conv2d, gain: float = math.sqrt(2)) -> nn.L
     return layer
 
 
-def mlp(n_in: int, n_out: int, out_gain: float) -> nn.Sequential:
-    """Two hidden layers of 64, as in the paper's section 6.1."""
-    hidden = (layer_init(nn.Linear(n_in, 64)), nn.Tanh(), layer_init(nn.Linear(64, 64)), nn.Tanh())
-    return nn.Sequential(*hidden, layer_init(nn.Linear(64, n_out), out_gain))
+def mlp(sizes: list[int], out_gain: float) -> nn.Sequential:
+    """Linear layers between these sizes, with tanh between the layers."""
+    hidden = [m for i in range(len(sizes) - 2) for m in (layer_init(nn.Linear(*sizes[i : i + 2])), nn.Tanh())]
+    return nn.Sequential(*hidden, layer_init(nn.Linear(*sizes[-2:]), out_gain))
 
 
 class Agent(nn.Module):
@@ -132,8 +132,8 @@ class Agent(nn.Module):
     def __init__(self, envs: gym.vector.VectorEnv, args: Args) -> None:
         super().__init__()
         obs_shape, action_shape = envs.single_observation_space.shape, envs.single_action_space.shape
-        self.actor = mlp(math.prod(obs_shape), math.prod(action_shape), out_gain=0.01)  # all first means are near 0
-        self.critic = mlp(math.prod(obs_shape), 1, out_gain=1.0)
+        self.actor = mlp([math.prod(obs_shape), 64, 64, math.prod(action_shape)], out_gain=0.01)  # means start near 0
+        self.critic = mlp([math.prod(obs_shape), 64, 64, 1], out_gain=1.0)
         self.log_std = nn.Parameter(torch.full(action_shape, -0.5))  # the same in every state
         self.norm_obs, self.norm_reward, self.gamma = args.norm_obs, args.norm_reward, args.gamma
         self.obs_stats, self.return_stats = RunningMeanStd(obs_shape), RunningMeanStd(())
@@ -296,7 +296,7 @@ def train(args: Args) -> Agent:
     check(args)
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
-    envs = make_envs(args, args.num_envs)
+    envs = make_envs(args)
     agent = Agent(envs, args).to(args.device)
     optimizer = torch.optim.Adam(agent.parameters(), eps=1e-5, fused=True)  # eps as in openai/baselines
     loss_fn = torch.compile(minibatch_loss) if args.compile else minibatch_loss
