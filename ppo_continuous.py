@@ -49,7 +49,7 @@ from tqdm import tqdm
 
 @dataclass(frozen=True)
 class Args:
-    env_id: str = "HalfCheetah-v5"  # environment with Box observations and actions; "module:Id-v0" imports module first
+    env_id: str = "HalfCheetah-v5"  # environment with Box observations and actions; "module:Id-v0" works too
     seed: int = 1  # seeds weights, action sampling, minibatch order and environments
     total_timesteps: int = 1_000_000  # environment steps over all num_envs, rounded down to whole batches
     learning_rate: float = 1e-3  # step size of Adam
@@ -157,7 +157,7 @@ class Agent(nn.Module):
         for t in range(len(rewards)):
             returns[t] = self.gamma * self.running_returns + rewards[t]
             self.running_returns = returns[t] * ~done[t]
-        self.return_stats.update(torch.as_tensor(returns.flatten(), device=self.log_std.device))
+        self.return_stats.update(torch.as_tensor(returns.flatten(), device=self.return_stats.mean.device))
         return np.clip(rewards / math.sqrt(self.return_stats.var + 1e-8), -10, 10)
 
     def update_obs_stats(self, obs: Tensor) -> None:

@@ -1,3 +1,4 @@
+import importlib
 import os
 import subprocess
 import sys
@@ -6,6 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+SCRIPTS = {"ppo_continuous": ("Box", "Pendulum-v1"), "ppo_discrete": ("Discrete", "CartPole-v1")}
 
 
 @pytest.fixture(autouse=True)
@@ -15,7 +17,15 @@ def empty_folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def start(*flags, script=ROOT / "ppo_continuous.py"):
+@pytest.fixture(params=SCRIPTS)
+def script(request, monkeypatch):
+    """Runs a test with each script: as ppo in its module, with probes of the script's kind, and TASK, a real one."""
+    actions, request.module.TASK = SCRIPTS[request.param]
+    request.module.ppo = importlib.import_module(request.param)
+    monkeypatch.setenv("PROBE_ACTIONS", actions)
+
+
+def start(*flags, script):
     """The script in a process of its own, as a user starts it."""
     env = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
     pipe = subprocess.PIPE
@@ -25,7 +35,7 @@ def start(*flags, script=ROOT / "ppo_continuous.py"):
 
 @pytest.fixture
 def run():
-    """Runs the script to its end: (exit status, stdout, stderr)."""
+    """Runs a script to its end: (exit status, stdout, stderr)."""
 
     def run_script(*flags, **kwargs):
         process = start(*flags, **kwargs)

@@ -1,4 +1,9 @@
-"""Environments so small that what PPO must learn in them is known in closed form; ids are "probe_envs:NAME-v0"."""
+"""Environments so small that what PPO must learn in them is known in closed form; ids are "probe_envs:NAME-v0".
+
+With PROBE_ACTIONS=Discrete in the process's environment they take the actions 0 and 1 for -1 and 1.
+"""
+
+import os
 
 import gymnasium as gym
 import numpy as np
@@ -15,6 +20,9 @@ class Probe(gym.Env):
         self.render_mode = render_mode
         self.options = options
         self.episode = -1
+        self.discrete = self.action_space is Probe.action_space and os.environ.get("PROBE_ACTIONS") == "Discrete"
+        if self.discrete:
+            self.action_space = gym.spaces.Discrete(2)
 
     def reset(self, seed=None, options=None):
         super().reset(seed=seed)
@@ -22,7 +30,8 @@ class Probe(gym.Env):
         return self.obs(), {}
 
     def step(self, action):
-        assert self.action_space.contains(action.astype(np.float32)), action
+        assert self.action_space.contains(action if self.discrete else action.astype(np.float32)), action
+        action = np.array([2.0 * action - 1]) if self.discrete else action
         reward, terminated, truncated = self.outcome(action)
         self.t += 1
         return self.obs(), reward, terminated, truncated, {}
@@ -144,6 +153,10 @@ class DiscreteActions(Probe):
     action_space = gym.spaces.Discrete(2)
 
 
+class FromOne(Probe):
+    action_space = gym.spaces.Discrete(2, start=1)
+
+
 class Unbounded(Probe):
     action_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
 
@@ -170,6 +183,7 @@ for name, probe, kwargs, limit in (
     ("NanReward", Broken, {"where": "reward", "at": 20, "value": np.nan}, None),
     ("InfReward", Broken, {"where": "reward", "at": 20, "value": np.inf}, None),
     ("DiscreteActions", DiscreteActions, {}, None),
+    ("FromOne", FromOne, {}, None),
     ("Unbounded", Unbounded, {}, None),
     ("DictObs", DictObs, {}, None),
     ("NoRender", NoRender, {}, None),

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import ppo_continuous as ppo
+ppo = TASK = None  # set by the fixture
+pytestmark = pytest.mark.usefixtures("script")
 
 MISTAKES = {
     "--num-minibatches 3": r"16·128 = 2048 rows.*try 2$",
@@ -32,11 +33,8 @@ MISTAKES = {
     "--eval-episodes 0": r"--eval-episodes 0: .*at least 1",
     "--checkpoint-every 0": r"--checkpoint-every 0: .*at least 1",
     "--threads 0": r"--threads 0: .*at least 1",
-    "--env-id HalfCheeta-v5": r"HalfCheeta.*doesn't exist. Did you mean: `HalfCheetah`",
+    "--env-id Pendulumm-v1": r"Pendulumm.*doesn't exist. Did you mean: `Pendulum`",
     "--env-id no_such_module:X-v0": r"No module named 'no_such_module'",
-    "--env-id CartPole-v1": r"CartPole-v1 has Discrete actions: use ppo_discrete.py",
-    "--env-id probe_envs:DiscreteActions-v0": r"has Discrete actions: use ppo_discrete.py",
-    "--env-id probe_envs:Unbounded-v0": r"needs .* bounded Box actions here, not .*inf",
     "--env-id probe_envs:DictObs-v0": r"needs Box observations .* not Dict",
     "--env-id probe_envs:NoRender-v0 --capture-video": r"needs moviepy .*NoRender-v0 to render rgb_array",
     "--device nowhere": r"--device nowhere",
@@ -46,13 +44,22 @@ MISTAKES = {
     "--evaluate .": r"cannot load \.:",
 }
 
+OF_ONE_SCRIPT = {
+    ("ppo_continuous", "CartPole-v1"): r"CartPole-v1 has Discrete actions: use ppo_discrete.py$",
+    ("ppo_continuous", "probe_envs:DiscreteActions-v0"): r"has Discrete actions: use ppo_discrete.py$",
+    ("ppo_continuous", "probe_envs:Unbounded-v0"): r"needs .* bounded Box actions here, not .*inf",
+    ("ppo_discrete", "Pendulum-v1"): r"Pendulum-v1 has continuous actions: use ppo_continuous.py$",
+    ("ppo_discrete", "probe_envs:Unbounded-v0"): r"has continuous actions: use ppo_continuous.py$",
+    ("ppo_discrete", "probe_envs:FromOne-v0"): r"needs .* Discrete actions from 0, not .*start=1",
+}
+
 
 @pytest.fixture
 def main(monkeypatch, capsys):
     """What the command line answers: (exit status, stderr)."""
 
     def call(*flags):
-        monkeypatch.setattr("sys.argv", ["ppo_continuous.py", *map(str, flags)])
+        monkeypatch.setattr("sys.argv", [ppo.__file__, *map(str, flags)])
         with pytest.raises(SystemExit) as stop:
             ppo.main()
         return stop.value.code, capsys.readouterr().err
@@ -69,8 +76,16 @@ def test_a_mistake_costs_one_line_and_leaves_nothing(main, flags):
     assert not list(Path().iterdir())
 
 
+@pytest.mark.parametrize("name, env_id", OF_ONE_SCRIPT)
+def test_an_environment_of_the_wrong_kind_is_told_where_to_go(main, name, env_id):
+    if ppo.__name__ == name:
+        code, err = main("--env-id", env_id)
+        assert code == 2 and re.fullmatch(r"error: [^\n]+\n", err) and not list(Path().iterdir())
+        assert re.search(OF_ONE_SCRIPT[name, env_id], err.strip()), err
+
+
 def test_from_python_a_mistake_is_a_value_error():
-    for flags in ({"num_minibatches": 3}, {"gamma": 2.0}, {"env_id": "CartPole-v1"}, {"resume": "nothing.pt"}):
+    for flags in ({"num_minibatches": 3}, {"gamma": 2.0}, {"env_id": "nothing-v0"}, {"resume": "nothing.pt"}):
         with pytest.raises(ValueError):
             ppo.train(ppo.Args(**flags))
     assert not Path("runs").exists()
@@ -87,11 +102,11 @@ def test_a_missing_compiler_or_film_maker_is_named(main, monkeypatch, capsys):
     monkeypatch.setattr(ppo.shutil, "which", lambda name: None)
     code, err = main("--compile")
     assert code == 2 and "C++ compiler" in err
-    ppo.train(ppo.Args("Pendulum-v1", total_timesteps=2048, eval_episodes=1))
+    ppo.train(ppo.Args(TASK, total_timesteps=2048, eval_episodes=1))
     (path,) = Path("runs").glob("*/checkpoint.pt")
     checkpoint = torch.load(path, weights_only=True)
     torch.save(checkpoint | {"args": checkpoint["args"] | {"compile": True}}, path)
-    monkeypatch.setattr("sys.argv", ["ppo_continuous.py", "--evaluate", str(path)])
+    monkeypatch.setattr("sys.argv", [ppo.__file__, "--evaluate", str(path)])
     ppo.main()  # evaluating needs no compiler
     capsys.readouterr()
     monkeypatch.setitem(__import__("sys").modules, "moviepy", None)
@@ -109,16 +124,16 @@ def test_checkpoints_that_are_none(main, capsys):
     Path("empty.pt").write_bytes(b"")
     Path("text.pt").write_text("hello")
     torch.save([1, 2], "list.pt")
-    torch.save({"script": "ppo_continuous", "args": ppo.Args()}, "object.pt")  # would need code to load
-    torch.save(whole | {"script": "ppo_discrete"}, "other.pt")
+    torch.save({"script": ppo.__name__, "args": ppo.Args()}, "object.pt")  # would need code to load
+    torch.save(whole | {"script": "ppo_other"}, "other.pt")
     torch.save(whole | {"args": whole["args"] | {"old_flag": 1}}, "older.pt")
     reasons = {"truncated": "", "empty": "", "text": "", "list": "", "object": "", "older": "old_flag"}
-    reasons["other"] = r"it was written by ppo_discrete.py: use that script"
+    reasons["other"] = r"it was written by ppo_other.py: use that script"
     for flag in ("--evaluate", "--resume"):
         for name, reason in reasons.items():
             code, err = main(flag, f"{name}.pt")
             assert code == 2 and re.fullmatch(rf"error: cannot load {name}.pt: .+\n", err), err
             assert reason in err
-        code, err = main(flag, path, "--env-id", "probe_envs:Echo-v0", "--num-envs", 1)
+        code, err = main(flag, path, "--env-id", "probe_envs:Ragged-v0")
         assert code == 2 and "size mismatch" in err and err.count("\n") == 1
     assert len(list(Path("runs").iterdir())) == 1

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-import ppo_continuous as ppo
+ppo = TASK = None  # set by the fixture
+pytestmark = pytest.mark.usefixtures("script")
 
 FLAGS = {"num_envs": 8, "num_steps": 32, "num_minibatches": 4, "update_epochs": 8, "learning_rate": 5e-3}
 
@@ -20,7 +21,9 @@ def values(agent, *obs):
 
 @torch.no_grad()
 def modes(agent, *obs):
-    return agent(torch.tensor(obs, dtype=torch.float64)[:, None])[0].mode.flatten().tolist()
+    """The greedy actions, in [-1, 1]."""
+    actions = agent(torch.tensor(obs, dtype=torch.float64)[:, None])[0].mode.flatten()
+    return (actions if actions.is_floating_point() else 2.0 * actions - 1).tolist()
 
 
 def test_a_reward_that_only_a_time_limit_stops_is_worth_its_endless_sum():
@@ -54,13 +57,14 @@ def test_clipped_values_still_reach_the_right_value():
 
 
 def test_an_entropy_bonus_keeps_the_policy_wide():
-    narrow, wide = (train("Sign", ent_coef=c).log_std.mean().item() for c in (0.0, 0.3))
-    assert wide > narrow + 0.2
+    agents = [train("Sign", ent_coef=c) for c in (0.0, 5.0)]
+    narrow, wide = (agent(torch.zeros(1, 1))[0].entropy().item() for agent in agents)
+    assert wide > narrow + 0.1
 
 
-def test_pendulum_is_learned():
-    """A random policy gets about -1200; the mean of the last episodes is shown to stand far above that."""
+def test_a_real_task_is_learned():
+    """Random policies get about -1200 in Pendulum and 22 in CartPole."""
     flags = {"num_envs": 8, "num_steps": 256, "num_minibatches": 16, "gamma": 0.9, "learning_rate": 1e-3}
-    args = ppo.Args("Pendulum-v1", total_timesteps=60_000, eval_episodes=10, **flags)
+    args = ppo.Args(TASK, total_timesteps=60_000 if TASK == "Pendulum-v1" else 20_000, eval_episodes=10, **flags)
     returns = ppo.evaluate(ppo.train(args), args, None)
-    assert returns.mean() > -300
+    assert returns.mean() > {"Pendulum-v1": -300, "CartPole-v1": 300}[TASK]

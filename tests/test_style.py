@@ -4,8 +4,9 @@ import ast
 
 import pytest
 from conftest import ROOT
+from conftest import SCRIPTS as NAMES
 
-SCRIPTS = [ROOT / "ppo_continuous.py"]
+SCRIPTS = [ROOT / f"{name}.py" for name in NAMES]
 BLOCKS = (ast.For, ast.While, ast.If, ast.With, ast.Try, ast.FunctionDef, ast.ClassDef)
 
 

@@ -1,0 +1,53 @@
+"""What only ppo_continuous.py has: Gaussian actions, and the way from them to an environment's bounds."""
+
+import numpy as np
+import pytest
+import torch
+from torch.distributions import Normal
+
+import ppo_continuous as ppo
+
+
+def set_up(env_id, **flags):
+    args = ppo.Args(env_id=f"probe_envs:{env_id}-v0", **{"num_envs": 3, "num_steps": 8, **flags})
+    torch.manual_seed(args.seed)
+    envs = ppo.make_envs(args)
+    agent = ppo.Agent(envs, args)
+    return args, envs, agent, envs.reset(seed=[0, 1, 2])[0]
+
+
+def test_actions_are_stored_as_sampled_with_their_own_log_probability():
+    args, envs, agent, obs = set_up("Echo", num_steps=64)
+    rollout, _, _ = ppo.collect(envs, agent, obs, args, 0)
+    assert rollout.actions.shape == (64, 3, 1, 3) and (rollout.actions.abs() > 1).any()
+    with torch.no_grad():
+        mean = agent(rollout.obs.flatten(0, 1))[0].mean.view(64, 3, 1, 3)
+    by_hand = Normal(mean, agent.log_std.exp()).log_prob(rollout.actions).sum((-1, -2)).detach()
+    torch.testing.assert_close(rollout.log_probs, by_hand, rtol=1e-5, atol=1e-5)
+    low, high = np.array([-0.4, 0.0, -3.0]), np.array([2.0, 1.0, 5.0])
+    sent = low + (high - low) * (rollout.actions[:-1].clamp(-1, 1).numpy() + 1) / 2
+    np.testing.assert_allclose(rollout.obs[1:].numpy(), sent, atol=1e-6)  # Echo shows what it was sent
+
+
+@pytest.mark.parametrize("action, expected", [(-1, [-0.4, 0, -3]), (1, [2, 1, 5]), (0, [0.8, 0.5, 1]), (7, [2, 1, 5])])
+def test_actions_are_clipped_and_mapped_to_the_bounds(action, expected):
+    _, envs, _, _ = set_up("Echo")
+    actions = np.full((3, 1, 3), action, dtype=np.float32)
+    obs, *_ = envs.step(actions)
+    np.testing.assert_allclose(obs, np.broadcast_to(expected, (3, 1, 3)), atol=1e-6)
+    assert (actions == action).all()  # the caller's array is left alone
+
+
+def test_the_first_policy_is_nearly_the_same_everywhere_and_the_first_values_are_not():
+    _, _, agent, _ = set_up("Ragged")
+    with torch.no_grad():
+        policy, values = agent(torch.randn(1000, 4).double())
+    assert policy.mean.abs().max() < 0.05 < 0.2 < values.std()
+    torch.testing.assert_close(policy.stddev, torch.full((1000, 1), 0.6065), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("action", [-1.0, 1.0, 0.3, 99.0])
+def test_no_rounding_leads_past_the_bounds(action):
+    """In float32, -0.2 + 0.3 · (1 + 1)/2 is above 0.1; the probe refuses what its space does not contain."""
+    _, envs, _, _ = set_up("Lopsided")
+    envs.step(np.full((3, 1), action, dtype=np.float32))
