@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+started = []  # processes of the test that runs
 SCRIPTS = {"ppo_continuous": ("Box", "Pendulum-v1"), "ppo_discrete": ("Discrete", "CartPole-v1")}
 
 
@@ -30,7 +31,16 @@ def start(*flags, script):
     env = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
     pipe = subprocess.PIPE
     command = [sys.executable, str(script), *map(str, flags)]
-    return subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True)
+    process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True)
+    started.append(process)
+    return process
+
+
+@pytest.fixture(autouse=True)
+def no_process_outlives_its_test():
+    yield
+    while started:
+        started.pop().kill()
 
 
 @pytest.fixture
