@@ -32,7 +32,6 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,9 +97,8 @@ class RunningMeanStd(nn.Module):
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64))
-        self.register_buffer("var", torch.ones(shape, dtype=torch.float64))
-        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        for name, start in (("mean", torch.zeros(shape)), ("var", torch.ones(shape)), ("count", torch.zeros(()))):
+            self.register_buffer(name, start.double())
 
     def update(self, rows: Tensor) -> None:
         """Merges in the moments of rows (B, *shape), exactly (Chan, Golub and LeVeque 1979)."""
@@ -155,8 +153,8 @@ class Agent(nn.Module):
         return np.clip(rewards / math.sqrt(self.return_stats.var + 1e-8), -10, 10)
 
     def update_obs_stats(self, obs: Tensor) -> None:
-        """Merges in observations (T, N, *O). Only after the update on them: before, it would shift π_θ, not π_old."""
-        self.obs_stats.update(obs.flatten(0, 1))
+        """Merges in observations (B, *O)."""
+        self.obs_stats.update(obs)
 
 
 # ---- From here on, but for check_env, nothing depends on what an observation or an action is. ------------------------
@@ -255,45 +253,50 @@ def make_batch(agent: Agent, rollout: Rollout, args: Args) -> Batch:
     return Batch(*(torch.as_tensor(column, device=args.device).flatten(0, 1) for column in columns))
 
 
-def minibatch_loss(agent: Agent, batch: Batch, args: Args) -> tuple[Tensor, dict[str, Tensor]]:
-    """ppo_loss of the agent as it is now."""
+def minibatch_gradient(agent: Agent, batch: Batch, args: Args) -> tuple[Tensor, dict[str, Tensor]]:
+    """The gradient of ppo_loss, as one vector for all parameters, and metrics, of the agent as it is now."""
     policy, values = agent(batch.obs)
     if args.norm_adv:  # not in the paper, but in openai/baselines
         advantages = (batch.advantages - batch.advantages.mean()) / (batch.advantages.std() + 1e-8)
         batch = batch._replace(advantages=advantages)
-    return ppo_loss(policy.log_prob(batch.actions), values, policy.entropy(), batch, clip_coef=args.clip_coef,
-                    clip_vloss=args.clip_vloss, vf_coef=args.vf_coef, ent_coef=args.ent_coef)  # fmt: skip
+    coefs = {name: getattr(args, name) for name in ("clip_coef", "clip_vloss", "vf_coef", "ent_coef")}
+    loss, metrics = ppo_loss(policy.log_prob(batch.actions), values, policy.entropy(), batch, **coefs)
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(agent.parameters()))]), metrics
 
 
 def update(agent: Agent, optimizer: torch.optim.Optimizer, batch: Batch, args: Args,
-           loss_fn: Callable = minibatch_loss) -> dict[str, float]:  # fmt: skip
+           gradient_fn: Callable = minibatch_gradient) -> dict[str, float]:  # fmt: skip
     """K epochs of gradient steps. Returns the means of the metrics over all minibatches."""
+    (parameters,) = optimizer.param_groups[0]["params"]
     order = torch.cat([torch.randperm(args.batch_size, device=args.device) for _ in range(args.update_epochs)])
     history = []
     for rows in order.split(args.batch_size // args.num_minibatches):  # equal parts: none straddles two epochs
         minibatch = Batch(*(column[rows] for column in batch))
-        loss, metrics = loss_fn(agent, minibatch, args)
-        optimizer.zero_grad()
-        loss.backward()
-        metrics["grad_norm"] = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)  # openai/baselines
+        parameters.grad, metrics = gradient_fn(agent, minibatch, args)
+        metrics["grad_norm"] = nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)  # openai/baselines
         history.append(torch.stack(list(metrics.values())))
         if args.target_kl is not None and metrics["approx_kl"] > args.target_kl:  # OpenAI Spinning Up
             break
         optimizer.step()
+    agent.update_obs_stats(batch.obs)  # only now: before, it would shift π_θ, not π_old
     means = dict(zip(metrics, torch.stack(history).mean(0).tolist()))
     return means | {"explained_variance": 1 - (batch.advantages.var() / batch.returns.var().clamp(min=1e-8)).item()}
 
 
 def train(args: Args) -> Agent:
-    """Algorithm 1; leaves a checkpoint and prints an evaluation. Raises ValueError if the arguments cannot work, and
-    FloatingPointError if a number is no longer finite."""
+    """Algorithm 1, then an evaluation. Raises ValueError on arguments that cannot work, FloatingPointError on NaN."""
     check(args)
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     envs = make_envs(args)
     agent = Agent(envs, args).to(args.device)
-    optimizer = torch.optim.Adam(agent.parameters(), eps=1e-5, fused=True)  # eps as in openai/baselines
-    loss_fn = torch.compile(minibatch_loss) if args.compile else minibatch_loss
+    parameters = nn.Parameter(nn.utils.parameters_to_vector(agent.parameters()).detach())
+    nn.utils.vector_to_parameters(parameters.data, agent.parameters())  # now views of one vector: one call updates all
+    optimizer = torch.optim.Adam([parameters], eps=1e-5, fused=True)  # eps as in openai/baselines
+    gradient_fn = minibatch_gradient
+    if args.compile:
+        torch._dynamo.config.trace_autograd_ops = True  # the backward pass goes into the same code
+        gradient_fn = torch.compile(gradient_fn, mode="reduce-overhead" if "cuda" in args.device else None)
     global_step = load_checkpoint(args.resume, agent, optimizer)["global_step"] if args.resume else 0
     obs, _ = envs.reset(seed=env_seeds(args.seed, global_step, args.num_envs))
     with closing(envs), closing(Logger(args, global_step)) as logger:
@@ -301,9 +304,7 @@ def train(args: Args) -> Agent:
             lr = args.learning_rate * (1 - iteration / args.num_iterations if args.anneal_lr else 1)
             optimizer.param_groups[0]["lr"] = lr  # the paper does so on Atari
             rollout, obs, episode_returns = collect(envs, agent, obs, args, global_step)
-            batch = make_batch(agent, rollout, args)
-            metrics = update(agent, optimizer, batch, args, loss_fn)
-            agent.update_obs_stats(rollout.obs)
+            metrics = update(agent, optimizer, make_batch(agent, rollout, args), args, gradient_fn)
             global_step += args.batch_size
             logger.log(metrics | {"learning_rate": lr}, episode_returns, global_step)
             if logger.signals or (iteration + 1) % args.checkpoint_every == 0 or iteration + 1 == args.num_iterations:
@@ -390,15 +391,13 @@ class Logger:
         """Lets the iteration finish on the first Ctrl-C or SIGTERM; a second one acts as it would without us."""
         self.signals.append(signum)
         signal.signal(signum, self.handlers[signum])
-        os.write(
-            2, f"\n{signal.Signals(signum).name}: stopping after this iteration; a second stops at once\n".encode()
-        )
+        os.write(2, f"\n{signal.Signals(signum).name}: stopping after this iteration; again stops at once\n".encode())
 
     def wandb(self, function: str, *args: object, **kwargs: object) -> None:
         """Calls wandb.init, log or finish; the first failure ends that, never the run."""
         try:
             if self.track:
-                getattr(import_module("wandb"), function)(*args, **kwargs)
+                getattr(__import__("wandb"), function)(*args, **kwargs)
         except Exception as error:
             self.track = False
             print(f"warning: going on without Weights & Biases: {error}", file=sys.stderr)
@@ -457,10 +456,11 @@ def check(args: Args) -> None:
 
 def check_env(args: Args) -> None:
     """Raises UserError if there is no such device or environment, or the environment is not one for this script."""
+    if "ALE/" in args.env_id:
+        raise UserError(f"{args.env_id} is an Atari game: use ppo_atari.py")
     try:
         torch.empty(0, dtype=torch.float64, device=args.device)
         env = gym.make(args.env_id)
-        env.close()
     except (gym.error.Error, ImportError, RuntimeError, AssertionError, TypeError) as error:
         raise UserError(f"--device {args.device} --env-id {args.env_id}: {' '.join(str(error).split())}") from error
     obs, actions = env.observation_space, env.action_space

@@ -3,12 +3,31 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+import torch
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 ROOT = Path(__file__).parent.parent
 started = []  # processes of the test that runs
-SCRIPTS = {"ppo_continuous": ("Box", "Pendulum-v1"), "ppo_discrete": ("Discrete", "CartPole-v1")}
+
+
+class Kind(NamedTuple):
+    """What a script is tried with."""
+
+    actions: str  # of the probes
+    task: str  # a real environment
+    small: str  # one for runs that end soon
+    other: str  # one that takes another network
+
+
+SCRIPTS = {
+    "ppo_continuous": Kind("Box", "Pendulum-v1", "probe_envs:Match-v0", "probe_envs:Ragged-v0"),
+    "ppo_discrete": Kind("Discrete", "CartPole-v1", "probe_envs:Match-v0", "probe_envs:Ragged-v0"),
+    "ppo_atari": Kind("Discrete", "Breakout", "Breakout", "Pong"),
+}
+with_all_scripts = pytest.mark.parametrize("script", SCRIPTS, indirect=True)
 
 
 @pytest.fixture(autouse=True)
@@ -18,12 +37,22 @@ def empty_folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture(params=SCRIPTS)
+@pytest.fixture(params=["ppo_continuous", "ppo_discrete"])
 def script(request, monkeypatch):
-    """Runs a test with each script: as ppo in its module, with probes of the script's kind, and TASK, a real one."""
-    actions, request.module.TASK = SCRIPTS[request.param]
-    request.module.ppo = importlib.import_module(request.param)
-    monkeypatch.setenv("PROBE_ACTIONS", actions)
+    """Runs a test with each script that takes the probes, or with_all_scripts: as ppo in the test's module, beside
+    KIND, TASK, a real environment, and SMALL, the arguments of a run that ends soon."""
+    module, kind = request.module, SCRIPTS[request.param]
+    module.ppo, module.KIND, module.TASK = importlib.import_module(request.param), kind, kind.task
+    module.SMALL = {"env_id": kind.small, "num_envs": 4, "num_steps": 16, "total_timesteps": 256}
+    module.SMALL |= {"eval_episodes": 2, "threads": 1}
+    monkeypatch.setenv("PROBE_ACTIONS", kind.actions)
+
+
+def optimizer_of(agent, **options):
+    """Adam as train makes it: over one vector, of which the agent's parameters become views."""
+    vector = torch.nn.Parameter(parameters_to_vector(agent.parameters()).detach())
+    vector_to_parameters(vector.data, agent.parameters())
+    return torch.optim.Adam([vector], **options)
 
 
 def start(*flags, script):

@@ -5,15 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import with_all_scripts
 
-ppo = TASK = None  # set by the fixture
-pytestmark = pytest.mark.usefixtures("script")
+ppo = KIND = SMALL = None  # set by the fixture
+pytestmark = [pytest.mark.usefixtures("script"), with_all_scripts]
 
 MISTAKES = {
-    "--num-minibatches 3": r"16·128 = 2048 rows.*try 2$",
-    "--num-minibatches 1500": r"2048 rows, to be cut into equal minibatches of 2 or more; try 1024$",
+    "--num-envs 16 --num-minibatches 3": r"16·128 = 2048 rows.*try 2$",
+    "--num-envs 16 --num-minibatches 1500": r"2048 rows, to be cut into equal minibatches of 2 or more; try 1024$",
     "--num-minibatches 0": r"--num-minibatches 0: .*at least 1",
-    "--total-timesteps 100": r"--total-timesteps 100: .*2048 rows; try 2048 or more",
+    "--num-envs 16 --total-timesteps 100": r"--total-timesteps 100: .*2048 rows; try 2048 or more",
     "--gamma 1.5": r"--gamma 1.5: .*between 0 and 1",
     "--gamma nan": r"--gamma nan: must be a finite number",
     "--gae-lambda -0.1": r"--gae-lambda -0.1: .*between 0 and 1",
@@ -33,10 +34,7 @@ MISTAKES = {
     "--eval-episodes 0": r"--eval-episodes 0: .*at least 1",
     "--checkpoint-every 0": r"--checkpoint-every 0: .*at least 1",
     "--threads 0": r"--threads 0: .*at least 1",
-    "--env-id Pendulumm-v1": r"Pendulumm.*doesn't exist. Did you mean: `Pendulum`",
     "--env-id no_such_module:X-v0": r"No module named 'no_such_module'",
-    "--env-id probe_envs:DictObs-v0": r"needs Box observations .* not Dict",
-    "--env-id probe_envs:NoRender-v0 --capture-video": r"needs moviepy .*NoRender-v0 to render rgb_array",
     "--device nowhere": r"--device nowhere",
     "--device cuda:99": r"--device cuda:99",
     "--resume nothing.pt": r"cannot load nothing.pt: .*No such file",
@@ -45,12 +43,27 @@ MISTAKES = {
 }
 
 OF_ONE_SCRIPT = {
+    ("ppo_continuous", "Pendulumm-v1"): r"Pendulumm.*doesn't exist. Did you mean: `Pendulum`",
+    ("ppo_discrete", "CartPool-v1"): r"CartPool.*doesn't exist. Did you mean: `CartPole`",
+    ("ppo_continuous", "ALE/Pong-v5"): r"ALE/Pong-v5 is an Atari game: use ppo_atari.py$",
+    ("ppo_discrete", "ale_py:ALE/Pong-v5"): r"ale_py:ALE/Pong-v5 is an Atari game: use ppo_atari.py$",
+    ("ppo_continuous", "probe_envs:DictObs-v0"): r"needs Box observations .* not Dict",
+    ("ppo_discrete", "probe_envs:DictObs-v0"): r"needs Box observations .* not Dict",
+    ("ppo_continuous", "probe_envs:NoRender-v0 --capture-video"): r"needs moviepy .*NoRender-v0 to render rgb_array",
+    ("ppo_discrete", "probe_envs:NoRender-v0 --capture-video"): r"needs moviepy .*NoRender-v0 to render rgb_array",
     ("ppo_continuous", "CartPole-v1"): r"CartPole-v1 has Discrete actions: use ppo_discrete.py$",
     ("ppo_continuous", "probe_envs:DiscreteActions-v0"): r"has Discrete actions: use ppo_discrete.py$",
     ("ppo_continuous", "probe_envs:Unbounded-v0"): r"needs .* bounded Box actions here, not .*inf",
     ("ppo_discrete", "Pendulum-v1"): r"Pendulum-v1 has continuous actions: use ppo_continuous.py$",
     ("ppo_discrete", "probe_envs:Unbounded-v0"): r"has continuous actions: use ppo_continuous.py$",
     ("ppo_discrete", "probe_envs:FromOne-v0"): r"needs .* Discrete actions from 0, not .*start=1",
+    ("ppo_atari", "CartPole-v1"): r"CartPole-v1 is not an Atari game: use ppo_discrete.py$",
+    ("ppo_atari", "Pendulum-v1"): r"Pendulum-v1 is not an Atari game: use ppo_continuous.py$",
+    ("ppo_atari", "probe_envs:Unbounded-v0"): r"is not an Atari game: use ppo_continuous.py$",
+    ("ppo_atari", "Breakouf"): r"Did you mean: `Breakout`",
+    ("ppo_atari", "breakout"): r"Did you mean: `Breakout`",
+    ("ppo_atari", "ALE/Pung-v5"): r"Did you mean: `Pong`",
+    ("ppo_atari", "BreakoutNoFrameskip-v4"): r"Breakout",
 }
 
 
@@ -79,7 +92,7 @@ def test_a_mistake_costs_one_line_and_leaves_nothing(main, flags):
 @pytest.mark.parametrize("name, env_id", OF_ONE_SCRIPT)
 def test_an_environment_of_the_wrong_kind_is_told_where_to_go(main, name, env_id):
     if ppo.__name__ == name:
-        code, err = main("--env-id", env_id)
+        code, err = main("--env-id", *env_id.split())
         assert code == 2 and re.fullmatch(r"error: [^\n]+\n", err) and not list(Path().iterdir())
         assert re.search(OF_ONE_SCRIPT[name, env_id], err.strip()), err
 
@@ -102,7 +115,7 @@ def test_a_missing_compiler_or_film_maker_is_named(main, monkeypatch, capsys):
     monkeypatch.setattr(ppo.shutil, "which", lambda name: None)
     code, err = main("--compile")
     assert code == 2 and "C++ compiler" in err
-    ppo.train(ppo.Args(TASK, total_timesteps=2048, eval_episodes=1))
+    ppo.train(ppo.Args(**SMALL))
     (path,) = Path("runs").glob("*/checkpoint.pt")
     checkpoint = torch.load(path, weights_only=True)
     torch.save(checkpoint | {"args": checkpoint["args"] | {"compile": True}}, path)
@@ -115,8 +128,7 @@ def test_a_missing_compiler_or_film_maker_is_named(main, monkeypatch, capsys):
 
 
 def test_checkpoints_that_are_none(main, capsys):
-    flags = {"env_id": "probe_envs:Match-v0", "num_envs": 2, "num_steps": 16, "total_timesteps": 32, "eval_episodes": 1}
-    ppo.train(ppo.Args(**flags))
+    ppo.train(ppo.Args(**SMALL | {"total_timesteps": 64, "eval_episodes": 1}))
     (path,) = Path("runs").glob("*/checkpoint.pt")
     whole = torch.load(path, weights_only=True)
     capsys.readouterr()
@@ -134,6 +146,6 @@ def test_checkpoints_that_are_none(main, capsys):
             code, err = main(flag, f"{name}.pt")
             assert code == 2 and re.fullmatch(rf"error: cannot load {name}.pt: .+\n", err), err
             assert reason in err
-        code, err = main(flag, path, "--env-id", "probe_envs:Ragged-v0")
+        code, err = main(flag, path, "--env-id", KIND.other)
         assert code == 2 and "size mismatch" in err and err.count("\n") == 1
     assert len(list(Path("runs").iterdir())) == 1

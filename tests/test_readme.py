@@ -1,5 +1,6 @@
 """What the README says can be done, can be done."""
 
+import importlib
 import re
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, SCRIPTS
 
 import ppo_continuous as ppo
 
@@ -37,7 +38,8 @@ def test_the_snippet_loads_a_trained_policy():
 
 
 def test_every_flag_in_the_readme_exists():
-    fields = {name.replace("_", "-") for name in ppo.Args.__dataclass_fields__}
+    scripts = [importlib.import_module(name).Args for name in SCRIPTS]
+    fields = {name.replace("_", "-") for args in scripts for name in args.__dataclass_fields__}
     flags = set(re.findall(r"--([a-z][a-z-]+)", README)) - {"help", "logdir", "x", "no-x"}
     assert {flag.removeprefix("no-") for flag in flags} <= fields
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import optimizer_of
 
 ppo = TASK = None  # set by the fixture
 pytestmark = pytest.mark.usefixtures("script")
@@ -15,6 +16,15 @@ def set_up(env_id, **flags):
     agent = ppo.Agent(envs, args)
     obs, _ = envs.reset(seed=ppo.env_seeds(args.seed, 0, args.num_envs))
     return args, envs, agent, obs
+
+
+def part_of(vector, agent, parameter):
+    """The piece of a gradient that belongs to a parameter."""
+    start = 0
+    for p in agent.parameters():
+        if p is parameter:
+            return vector[start : start + p.numel()].view_as(p)
+        start += p.numel()
 
 
 def value(agent, *obs):
@@ -115,7 +125,7 @@ def test_observations_are_scaled_by_what_was_seen_before_and_clipped():
     for norm, shown in ((False, x), (True, x.clamp(-10, 10))):  # no statistics yet: mean 0, variance 1
         agent.norm_obs = norm
         torch.testing.assert_close(agent(x)[1], agent.critic(shown.float()).squeeze(-1))
-    agent.update_obs_stats(rollout.obs)
+    agent.update_obs_stats(rollout.obs.flatten(0, 1))
     seen = rollout.obs.numpy().reshape(-1, 2)
     scaled = np.clip((x.numpy() - seen.mean(0)) / seen.std(0), -10, 10)
     torch.testing.assert_close(
@@ -141,10 +151,10 @@ def test_the_first_minibatch_of_every_update_has_ratio_1(monkeypatch):
     """So it must be while statistics of observations move: they may only move between an update and a rollout."""
     ratios, update = [], ppo.update
 
-    def update_and_look(agent, optimizer, batch, args, loss_fn):
+    def update_and_look(agent, optimizer, batch, args, gradient_fn):
         with torch.no_grad():
             ratios.append((agent(batch.obs)[0].log_prob(batch.actions) - batch.log_probs).exp())
-        return update(agent, optimizer, batch, args, loss_fn)
+        return update(agent, optimizer, batch, args, gradient_fn)
 
     monkeypatch.setattr(ppo, "update", update_and_look)
     ppo.train(ppo.Args(TASK, total_timesteps=2560, num_steps=64, num_envs=8, eval_episodes=1))
@@ -155,16 +165,16 @@ def test_the_first_minibatch_of_every_update_has_ratio_1(monkeypatch):
 def one_update(**flags):
     """Metrics, number of gradient steps, the approx_kl of each minibatch, and the agent, of one update."""
     args, envs, agent, obs = set_up("Match", num_steps=32, num_envs=8, num_minibatches=8, update_epochs=3, **flags)
-    optimizer, steps, kls = torch.optim.Adam(agent.parameters(), lr=1e-3), [], []
+    optimizer, steps, kls = optimizer_of(agent, lr=1e-3), [], []
     optimizer.register_step_post_hook(lambda *_: steps.append(1))
 
-    def loss_fn(*args):
-        loss, metrics = ppo.minibatch_loss(*args)
+    def gradient_fn(*args):
+        gradient, metrics = ppo.minibatch_gradient(*args)
         kls.append(metrics["approx_kl"].item())
-        return loss, metrics
+        return gradient, metrics
 
     batch = ppo.make_batch(agent, ppo.collect(envs, agent, obs, args, 0)[0], args)
-    return ppo.update(agent, optimizer, batch, args, loss_fn), len(steps), kls, agent
+    return ppo.update(agent, optimizer, batch, args, gradient_fn), len(steps), kls, optimizer
 
 
 def test_target_kl_ends_an_update_before_the_step_that_is_past_it():
@@ -181,13 +191,13 @@ def test_each_epoch_sees_each_row_once(monkeypatch):
     args, envs, agent, obs = set_up("Match", num_steps=8, num_envs=4, num_minibatches=4, update_epochs=3)
     seen = []
 
-    def loss_fn(agent, batch, args):
+    def gradient_fn(agent, batch, args):
         seen.append(batch.returns.tolist())
-        return ppo.minibatch_loss(agent, batch, args)
+        return ppo.minibatch_gradient(agent, batch, args)
 
     batch = ppo.make_batch(agent, ppo.collect(envs, agent, obs, args, 0)[0], args)
     batch = batch._replace(returns=torch.arange(32.0))
-    ppo.update(agent, torch.optim.Adam(agent.parameters()), batch, args, loss_fn)
+    ppo.update(agent, optimizer_of(agent), batch, args, gradient_fn)
     epochs = [[row for rows in seen[i : i + 4] for row in rows] for i in (0, 4, 8)]
     assert all(sorted(epoch) == list(range(32)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2] and epochs[0] != list(range(32))
@@ -201,8 +211,8 @@ def test_advantages_are_standardised_in_each_minibatch_and_only_with_the_flag():
     )
     for norm_adv, scale in ((True, np.std(np.arange(48.0), ddof=1)), (False, 1.0)):
         args = ppo.replace(args, norm_adv=norm_adv)
-        loss, _ = ppo.minibatch_loss(agent, batch, args)
-        gradient = torch.autograd.grad(loss, agent.actor[-1].weight, retain_graph=True)[0]
+        vector, _ = ppo.minibatch_gradient(agent, batch, args)
+        gradient = part_of(vector, agent, agent.actor[-1].weight)
         shift = 23.5 if norm_adv else 0.0
         weights = (torch.arange(48.0) - shift) / scale
         log_probs = agent(batch.obs)[0].log_prob(batch.actions)
@@ -212,8 +222,8 @@ def test_advantages_are_standardised_in_each_minibatch_and_only_with_the_flag():
 
 def test_gradients_are_cut_to_max_grad_norm():
     for limit in (0.5, 1e-3):
-        agent = one_update(max_grad_norm=limit)[3]
-        norm = torch.cat([p.grad.flatten() for p in agent.parameters()]).norm().item()
+        optimizer = one_update(max_grad_norm=limit)[3]
+        norm = optimizer.param_groups[0]["params"][0].grad.norm().item()
         assert norm <= limit * 1.001
     metrics, *_ = one_update(max_grad_norm=1e-3)
     assert metrics["grad_norm"] > 1e-3  # what is logged is the norm before
@@ -223,16 +233,34 @@ def test_explained_variance():
     args, envs, agent, obs = set_up("Match")
     batch = ppo.make_batch(agent, ppo.collect(envs, agent, obs, args, 0)[0], args)
     batch = batch._replace(advantages=batch.returns / 2)
-    metrics = ppo.update(agent, torch.optim.Adam(agent.parameters()), batch, args)
+    metrics = ppo.update(agent, optimizer_of(agent), batch, args)
     assert metrics["explained_variance"] == pytest.approx(0.75)
 
 
-def test_compiled_loss_is_the_eager_one():
+def test_the_gradient_is_that_of_the_loss_parameter_by_parameter():
+    """Against autograd's accumulation into .grad; the step is then in every parameter of the agent."""
+    args, envs, agent, obs = set_up("Match", num_steps=16, clip_vloss=True, ent_coef=0.01, norm_adv=False)
+    batch = ppo.make_batch(agent, ppo.collect(envs, agent, obs, args, 0)[0], args)
+    batch = batch._replace(log_probs=batch.log_probs + 0.3 * torch.randn(48))
+    vector, _ = ppo.minibatch_gradient(agent, batch, args)
+    policy, values = agent(batch.obs)
+    coefs = {"clip_coef": 0.2, "clip_vloss": True, "vf_coef": 0.5, "ent_coef": 0.01}
+    ppo.ppo_loss(policy.log_prob(batch.actions), values, policy.entropy(), batch, **coefs)[0].backward()
+    for p in agent.parameters():
+        torch.testing.assert_close(part_of(vector, agent, p), p.grad, rtol=1e-5, atol=1e-7)
+        assert p.grad.abs().max() > 0
+    before = [p.detach().clone() for p in agent.parameters()]
+    ppo.update(agent, optimizer_of(agent), batch, ppo.replace(args, update_epochs=1))
+    assert all((p != old).any() for p, old in zip(agent.parameters(), before))
+
+
+@torch._dynamo.config.patch(trace_autograd_ops=True)
+def test_compiled_gradient_is_the_eager_one():
     args, envs, agent, obs = set_up("Match", num_steps=32, clip_vloss=True, ent_coef=0.01)
     batch = ppo.make_batch(agent, ppo.collect(envs, agent, obs, args, 0)[0], args)
     batch = batch._replace(log_probs=batch.log_probs + 0.3 * torch.randn(96))
     results = []
-    for loss_fn in (ppo.minibatch_loss, torch.compile(ppo.minibatch_loss)):
-        loss, metrics = loss_fn(agent, batch, args)
-        results.append([loss.detach(), *metrics.values(), *torch.autograd.grad(loss, list(agent.parameters()))])
+    for gradient_fn in (ppo.minibatch_gradient, torch.compile(ppo.minibatch_gradient, fullgraph=True)):
+        gradient, metrics = gradient_fn(agent, batch, args)
+        results.append([gradient, *metrics.values()])
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-6)

@@ -18,13 +18,15 @@ import conftest
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, optimizer_of, with_all_scripts
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-ppo = TASK = None  # set by the fixture
+ppo = TASK = SMALL = None  # set by the fixture
 pytestmark = pytest.mark.usefixtures("script")
-SMALL = {"env_id": "probe_envs:Match-v0", "num_envs": 4, "num_steps": 16, "total_timesteps": 256, "eval_episodes": 2}
-SMALL_FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+
+
+def small_flags():
+    return [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
 
 
 def start(*flags, script=None):
@@ -48,6 +50,7 @@ def scalars(run_dir, tag):
     return values
 
 
+@with_all_scripts
 def test_same_seed_same_weights_to_the_bit_and_another_seed_others():
     first = weights()
     assert torch.equal(first, weights())
@@ -74,6 +77,7 @@ def test_every_flag_of_the_algorithm_changes_what_is_learned(flag):
     assert changed.isfinite().all() and not torch.equal(changed, unchanged)
 
 
+@with_all_scripts
 def test_every_flag_is_read():
     tree = ast.parse(inspect.getsource(ppo))
     reads = {
@@ -84,28 +88,32 @@ def test_every_flag_is_read():
     assert {field.name for field in fields(ppo.Args)} <= reads
 
 
+@with_all_scripts
 def test_learning_rate_falls_linearly_from_its_full_value_and_stays_without_the_flag():
     ppo.train(ppo.Args(**SMALL))
     (run_dir,) = Path("runs").iterdir()
     rates = scalars(run_dir, "learning_rate")
     assert list(rates) == [64, 128, 192, 256]
-    assert list(rates.values()) == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
+    assert list(rates.values()) == pytest.approx([ppo.Args().learning_rate * x for x in (1, 0.75, 0.5, 0.25)])
     ppo.train(ppo.Args(**SMALL, anneal_lr=False, seed=2))
     (other,) = set(Path("runs").iterdir()) - {run_dir}
-    assert list(scalars(other, "learning_rate").values()) == pytest.approx([1e-3] * 4)
+    assert list(scalars(other, "learning_rate").values()) == pytest.approx([ppo.Args().learning_rate] * 4)
 
 
+@with_all_scripts
 def test_a_run_leaves_a_folder_with_a_checkpoint_and_logs(capsys):
     ppo.train(ppo.Args(**SMALL | {"total_timesteps": 300}))
     (run_dir,) = Path("runs").iterdir()
-    assert re.fullmatch(rf"probe_envs_Match-v0__{ppo.__name__}__1__\d{{8}}-\d{{6}}-\d+", run_dir.name)
+    env_id = SMALL["env_id"].replace(":", "_")
+    assert re.fullmatch(rf"{env_id}__{ppo.__name__}__1__\d{{8}}-\d{{6}}-\d+", run_dir.name)
     assert {path.name.split(".")[0] for path in run_dir.iterdir()} == {"checkpoint", "events"}
     checkpoint = torch.load(run_dir / "checkpoint.pt", weights_only=True)
     assert checkpoint["global_step"] == 256 and checkpoint["args"] == asdict(
         ppo.Args(**SMALL | {"total_timesteps": 300})
     )
-    returns = scalars(run_dir, "episodic_return")
-    assert list(returns) == [64, 128, 192, 256] and all(-1 <= x <= 1 for x in returns.values())
+    if ppo.__name__ != "ppo_atari":  # no game of Breakout is over so soon
+        returns = scalars(run_dir, "episodic_return")
+        assert list(returns) == [64, 128, 192, 256] and all(-1 <= x <= 1 for x in returns.values())
     for tag in (
         "policy_loss",
         "value_loss",
@@ -133,7 +141,7 @@ def test_a_checkpoint_is_replaced_only_by_a_whole_one(monkeypatch):
     before = path.read_bytes()
     args = ppo.Args(**SMALL)
     agent = ppo.Agent(ppo.make_envs(args, 1), args)
-    optimizer = torch.optim.Adam(agent.parameters())
+    optimizer = optimizer_of(agent)
 
     def save_half(checkpoint, path):
         Path(path).write_bytes(b"half")
@@ -145,8 +153,9 @@ def test_a_checkpoint_is_replaced_only_by_a_whole_one(monkeypatch):
     assert path.read_bytes() == before
 
 
+@with_all_scripts
 def test_a_killed_run_resumes_where_its_checkpoint_was_written(run):
-    flags = [*SMALL_FLAGS, "--total-timesteps=1000000", "--checkpoint-every=1"]
+    flags = [*small_flags(), "--total-timesteps=1000000", "--checkpoint-every=1"]
     process = start(*flags)
     path = wait_for("*/checkpoint.pt", process)
     time.sleep(0.3)
@@ -159,20 +168,23 @@ def test_a_killed_run_resumes_where_its_checkpoint_was_written(run):
     after = torch.load(path, weights_only=True)
     assert after["global_step"] == total and after["args"] == before["args"] | {"total_timesteps": total}
     steps = [next(iter(c["optimizer"]["state"].values()))["step"].item() for c in (before, after)]
-    assert steps[0] == step / 64 * 40 and steps[1] == total / 64 * 40  # 10 epochs of 4 minibatches
-    assert after["agent"]["obs_stats.count"] == total and after["agent"]["return_stats.count"] == total
+    steps_per_update = 4 * ppo.Args().update_epochs  # 4 minibatches in each epoch
+    assert steps == [step / 64 * steps_per_update, total / 64 * steps_per_update]
+    for name, tensor in after["agent"].items():
+        assert not name.endswith("count") or tensor == total
     rates = scalars(path.parent, "learning_rate")
-    assert rates[total] == pytest.approx(1e-3 * (1 - (total - 64) / total))
+    assert rates[total] == pytest.approx(ppo.Args().learning_rate * (1 - (total - 64) / total))
     assert list(Path("runs").iterdir()) == [path.parent]  # it went on in the same folder
 
 
+@with_all_scripts
 def test_resuming_restores_weights_optimizer_statistics_and_random_numbers_to_the_bit():
     args = ppo.Args(**SMALL)
     agent = ppo.train(args)
     (path,) = Path("runs").glob("*/checkpoint.pt")
     saved = torch.load(path, weights_only=True)
     fresh = ppo.Agent(ppo.make_envs(args, 1), args)
-    optimizer = torch.optim.Adam(fresh.parameters())
+    optimizer = optimizer_of(fresh)
     torch.manual_seed(99)
     assert ppo.load_checkpoint(str(path), fresh, optimizer)["global_step"] == 256
     for name, tensor in fresh.state_dict().items():
@@ -182,6 +194,7 @@ def test_resuming_restores_weights_optimizer_statistics_and_random_numbers_to_th
     assert torch.equal(torch.get_rng_state(), saved["rng"][0])
 
 
+@with_all_scripts
 def test_a_resumed_run_starts_environments_of_its_own_and_takes_back_what_was_logged_since(monkeypatch):
     ppo.train(ppo.Args(**SMALL))
     (path,) = Path("runs").glob("*/checkpoint.pt")
@@ -203,14 +216,14 @@ def test_the_logged_return_is_the_mean_of_the_last_100_episodes():
 
 def test_train_compiles_only_when_told_and_uses_adam_as_baselines_does(monkeypatch):
     compiled, epsilons, adam = [], [], torch.optim.Adam
-    monkeypatch.setattr(torch, "compile", lambda f: compiled.append(f) or f)
+    monkeypatch.setattr(torch, "compile", lambda f, mode: compiled.append(f) or f)
     monkeypatch.setattr(
         torch.optim, "Adam", lambda *args, **kwargs: epsilons.append(kwargs["eps"]) or adam(*args, **kwargs)
     )
     ppo.train(ppo.Args(**SMALL))
     assert compiled == []
     ppo.train(ppo.Args(**SMALL, compile=True, seed=2))
-    assert compiled == [ppo.minibatch_loss] and epsilons == [1e-5, 1e-5]
+    assert compiled == [ppo.minibatch_gradient] and epsilons == [1e-5, 1e-5]
 
 
 def test_a_finished_run_can_be_resumed_for_longer_and_explicit_flags_win(run):
@@ -269,10 +282,11 @@ def wait_for(pattern, process):
     return found[0]
 
 
+@with_all_scripts
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_run_with_a_checkpoint_of_its_last_iteration_and_the_usual_status(signum):
     fast = ["--num-minibatches=1", "--update-epochs=1", "--checkpoint-every=100", "--total-timesteps=10000000"]
-    process = start(*SMALL_FLAGS, *fast)
+    process = start(*small_flags(), *fast)
     path = wait_for("*/checkpoint.pt", process)
     process.send_signal(signum)
     _, err = process.communicate(timeout=20)
@@ -316,6 +330,7 @@ def fake_wandb(monkeypatch, failing=()):
     return calls
 
 
+@with_all_scripts
 def test_track_logs_every_iteration_to_weights_and_biases(monkeypatch):
     calls = fake_wandb(monkeypatch)
     ppo.train(ppo.Args(**SMALL, track=True, wandb_project_name="project", wandb_entity="team"))
@@ -324,7 +339,7 @@ def test_track_logs_every_iteration_to_weights_and_biases(monkeypatch):
     assert (init["project"], init["entity"]) == ("project", "team") and init["config"]["gamma"] == 0.99
     json.dumps(init["config"])
     assert [kwargs["step"] for _, _, kwargs in calls[1:5]] == [64, 128, 192, 256]
-    assert {"episodic_return", "approx_kl", "learning_rate"} <= set(calls[1][1][0])
+    assert {"approx_kl", "learning_rate", "entropy"} <= set(calls[1][1][0])
 
 
 @pytest.mark.parametrize("failing", ["init", "log", "finish"])
@@ -355,33 +370,36 @@ def test_what_is_not_finite_stops_the_run_and_leaves_the_last_checkpoint(run, en
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(monkeypatch):
-    loss = ppo.minibatch_loss
+    gradient = ppo.minibatch_gradient
 
     def broken(agent, batch, args):
-        value, metrics = loss(agent, batch, args)
+        value, metrics = gradient(agent, batch, args)
         return value * torch.nan, metrics
 
-    monkeypatch.setattr(ppo, "minibatch_loss", broken)
+    monkeypatch.setattr(ppo, "minibatch_gradient", broken)
     with pytest.raises(FloatingPointError, match="is nan at step 64"):
         ppo.train(ppo.Args(**SMALL))
     assert not list(Path("runs").glob("*/checkpoint.pt"))
 
 
+@with_all_scripts
 def test_the_file_runs_alone_from_an_empty_folder(run, empty_folder):
     script = shutil.copy(ppo.__file__, empty_folder / "my_ppo.py")
-    code, out, err = run(f"--env-id={TASK}", "--total-timesteps=4096", "--eval-episodes=1", script=script)
+    code, out, err = run(f"--env-id={TASK}", "--total-timesteps=2048", "--eval-episodes=1", script=script)
     assert code == 0, err
     (run_dir,) = Path("runs").iterdir()
     assert run_dir.name.startswith(f"{TASK}__my_ppo__1__") and "evaluation: return " in out
     assert {path.name for path in empty_folder.iterdir()} <= {"my_ppo.py", "runs", "MUJOCO_LOG.TXT"}
 
 
+@with_all_scripts
 def test_importing_does_nothing(empty_folder):
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv.append('--nonsense'); import {ppo.__name__}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == done.stderr == "" and not list(empty_folder.iterdir())
 
 
+@with_all_scripts
 def test_help_names_every_flag_with_its_comment(run):
     code, out, _ = run("--help")
     text = " ".join(out.replace("│", " ").split())
@@ -392,11 +410,11 @@ def test_help_names_every_flag_with_its_comment(run):
         assert f"--{name.replace('_', '-')}" in text and comment in text
 
 
-SWITCHES = ["anneal_lr", "norm_adv", "clip_vloss", "norm_obs", "norm_reward", "compile", "track", "capture_video"]
-
-
-@pytest.mark.parametrize("flag", [*SWITCHES, "eval_greedy"])
-def test_every_switch_can_be_switched_both_ways(flag):
-    name = flag.replace("_", "-")
-    assert getattr(ppo.tyro.cli(ppo.Args, args=[f"--{name}"]), flag) is True
-    assert getattr(ppo.tyro.cli(ppo.Args, args=[f"--no-{name}"]), flag) is False
+@with_all_scripts
+def test_every_switch_can_be_switched_both_ways():
+    switches = [field.name for field in fields(ppo.Args) if field.type is bool]
+    assert len(switches) >= 8
+    for flag in switches:
+        name = flag.replace("_", "-")
+        assert getattr(ppo.tyro.cli(ppo.Args, args=[f"--{name}"]), flag) is True
+        assert getattr(ppo.tyro.cli(ppo.Args, args=[f"--no-{name}"]), flag) is False

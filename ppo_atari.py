@@ -1,0 +1,497 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["torch>=2.13", "gymnasium>=1.4,<2", "ale-py>=0.12.1", "tyro>=1.0", "tensorboard>=2.20", "tqdm>=4.67",
+#                 "wandb>=0.31", "moviepy>=2.2", "opencv-python-headless>=4.11"]
+# ///
+# SPDX-License-Identifier: MIT
+# Copyright (c) 2026 the authors of "PPO in single files"
+"""Proximal Policy Optimization for Atari games (Schulman et al. 2017, arXiv:1707.06347), whole in this file.
+
+    python ppo_atari.py --env-id Pong --clip-coef 0.2
+
+PPO takes many gradient steps on data that the policy has just collected. Importance ratios correct for what changes in
+the policy meanwhile, as long as it stays near the one that collected: within a trust region. TRPO enforces that with a
+constraint on the KL divergence; PPO clips what could be gained by going further. "eq." is the PPO paper's. Shapes:
+T steps, N environments, B rows (N·T, or a minibatch of them), *O and *A the shapes of one observation and one action.
+
+    r_t(θ)          ratio             π_θ(a_t|s_t) / π_old(a_t|s_t), in eq. 6           ppo_loss
+    L^CLIP          objective         the clipped surrogate, eq. 7                      ppo_loss
+    L^(CLIP+VF+S)   loss, negated     with value loss and entropy bonus, eq. 9          ppo_loss
+    Â_t             advantages        generalized advantage estimation, eq. 11          compute_gae
+    δ_t             deltas            temporal-difference errors, eq. 12                compute_gae
+    V_t^targ        returns           Â_t + V(s_t), what the value function fits        make_batch
+"""
+
+import math
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+import tyro
+from torch import Tensor, nn
+from torch.distributions import Categorical, Distribution
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class Args:
+    env_id: str = "Breakout"  # game of the Arcade Learning Environment; "ALE/Breakout-v5" works too
+    protocol: Literal["classic", "machado"] = "classic"  # which Atari; make_envs has the details
+    seed: int = 1  # seeds weights, action sampling, minibatch order and environments
+    total_timesteps: int = 10_000_000  # environment steps over all num_envs, rounded down to whole batches
+    learning_rate: float = 2.5e-4  # step size of Adam
+    num_envs: int = 8  # N, environments that act in parallel
+    num_steps: int = 128  # T, steps per environment and iteration; each iteration learns from one batch of N·T steps
+    anneal_lr: bool = True  # let the learning rate fall linearly to 0
+    gamma: float = 0.99  # γ, the discount
+    gae_lambda: float = 0.95  # λ of GAE: 0 is the one-step TD error (low variance), 1 is Monte Carlo minus V (low bias)
+    num_minibatches: int = 4  # equal minibatches per epoch; must divide num_envs·num_steps
+    update_epochs: int = 4  # K, passes over each batch
+    norm_adv: bool = True  # standardise the advantages of each minibatch
+    clip_coef: float = 0.1  # ε, the ratio is clipped to [1-ε, 1+ε]; inf turns clipping off
+    clip_vloss: bool = False  # also clip the new value to within ε of the old one, in units of the clipped reward
+    ent_coef: float = 0.01  # c_2, weight of the entropy bonus
+    vf_coef: float = 0.5  # weight of the value loss 0.5 (V - V^targ)², so twice the paper's c_1
+    max_grad_norm: float = 0.5  # clip the gradient of all parameters together to this L2 norm
+    target_kl: float | None = None  # end an update before the first step whose minibatch has an approx_kl above this
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"  # cpu, cuda, cuda:1, ...
+    threads: int = 2  # CPU threads of torch; the games have as many as there are cores, and take turns with it
+    bf16: bool = False  # compute the network in bfloat16, where weights and loss stay float32
+    compile: bool = False  # compile the loss and its gradient: faster after a wait at the start; needs a C++ compiler
+    track: bool = False  # log to Weights & Biases, besides TensorBoard
+    wandb_project_name: str = "ppo"  # project for --track
+    wandb_entity: str | None = None  # team or user for --track, if not your default one
+    capture_video: bool = False  # film the evaluation into videos/ in the run folder; it is then of one episode
+    checkpoint_every: int = 10  # iterations between checkpoints; the last iteration leaves one too
+    resume: str | None = None  # checkpoint.pt to go on from, in its folder; flags given here override the saved ones
+    evaluate: str | None = None  # checkpoint.pt to evaluate instead of training; saved flags as with --resume
+    eval_episodes: int = 10  # episodes of the evaluation, which also ends a training
+    eval_greedy: bool = False  # evaluate with the most likely action, which in some games can wait for ever
+
+    game = property(lambda self: f"ale_py:ALE/{self.env_id.removeprefix('ALE/').removesuffix('-v5')}-v5")
+    batch_size = property(lambda self: self.num_envs * self.num_steps)
+    num_iterations = property(lambda self: self.total_timesteps // self.batch_size)
+
+
+def make_envs(args: Args, num_envs: int | None = None, **kwargs: Any) -> gym.vector.VectorEnv:  # noqa: ANN401
+    """Games whose infos report the scores of whole games; kwargs are those of gym.make_vec.
+
+    classic is the protocol of the PPO paper: no sticky actions, and a lost life ends the bootstrap but not the game.
+    machado (Machado et al. 2018): the last action is repeated with probability 0.25, and lives are not looked at."""
+    machado, mode = args.protocol == "machado", gym.vector.AutoresetMode.SAME_STEP  # no step is spent on a reset
+    kwargs = {"repeat_action_probability": 0.25 * machado, "max_num_frames_per_episode": 108_000} | kwargs
+    if "render_mode" in kwargs:  # ALE's threads cannot render, so this is one game with the same preprocessing
+        stack = partial(gym.wrappers.FrameStackObservation, stack_size=4, padding_type="zero")
+        kwargs["wrappers"] = [gym.wrappers.AtariPreprocessing, stack, *kwargs["wrappers"]]
+        envs = gym.make_vec(args.game, num_envs, "sync", {"autoreset_mode": mode}, frameskip=1, **kwargs)
+        return gym.wrappers.vector.RecordEpisodeStatistics(envs)
+    kwargs |= {"frameskip": 4, "maxpool": True, "stack_num": 4, "noop_max": 30, "use_fire_reset": True}
+    kwargs |= {"life_loss_info": not machado, "episodic_life": False}  # the latter would end the game with a life
+    kwargs |= {"reward_clipping": False}  # scores are of true rewards; Agent.scale_rewards clips those to learn from
+    envs = gym.make_vec(args.game, num_envs or args.num_envs, "vector_entry_point", autoreset_mode=mode, **kwargs)
+    return CountGames(envs)
+
+
+class CountGames(gym.vector.VectorWrapper):
+    """Reports scores as gym's RecordEpisodeStatistics does, but of whole games: that one ends them with each life."""
+
+    def reset(self, *, seed: list[int] | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        obs, info = self.env.reset(seed=None if seed is None else np.array(seed), options=options)
+        self.scores, self.frames = np.zeros(self.num_envs), info["episode_frame_number"]
+        return obs, info
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
+        obs, rewards, terminated, truncated, info = self.env.step(actions)
+        self.scores += rewards
+        ended = info["episode_frame_number"] <= self.frames  # it counts up until a new game starts
+        if ended.any():
+            info |= {"episode": {"r": self.scores}, "_episode": ended}
+        self.scores, self.frames = self.scores * ~ended, info["episode_frame_number"]
+        return obs, rewards, terminated, truncated, info
+
+
+def layer_init(layer: nn.Linear | nn.Conv2d, gain: float = math.sqrt(2)) -> nn.Linear | nn.Conv2d:
+    """Orthogonal weights times gain, zero biases (openai/baselines)."""
+    nn.init.orthogonal_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Agent(nn.Module):
+    """The network of Mnih et al. 2015 with two heads, a categorical policy and a value function."""
+
+    def __init__(self, envs: gym.vector.VectorEnv, args: Args) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            layer_init(nn.Conv2d(4, 32, 8, stride=4)), nn.ReLU(),
+            layer_init(nn.Conv2d(32, 64, 4, stride=2)), nn.ReLU(),
+            layer_init(nn.Conv2d(64, 64, 3, stride=1)), nn.ReLU(), nn.Flatten(),
+            layer_init(nn.Linear(64 * 7 * 7, 512)), nn.ReLU(),
+        )  # fmt: skip
+        n_actions = int(envs.single_action_space.n)
+        self.actor = layer_init(nn.Linear(512, n_actions), 0.01)  # all actions start equally likely
+        self.critic = layer_init(nn.Linear(512, 1), 1.0)
+        self.bf16 = args.bf16
+
+    def forward(self, obs: Tensor) -> tuple[Distribution, Tensor]:
+        """The policy π_θ(·|s), over actions (B,), and the values V(s) (B,), in frames (B, 4, 84, 84) of 0 to 255."""
+        with torch.autocast(obs.device.type, torch.bfloat16, self.bf16):
+            x = self.features(obs.to(memory_format=torch.channels_last).float().div_(255))  # the fastest way round
+            logits, values = self.actor(x), self.critic(x)
+        return Categorical(logits=logits.float(), validate_args=False), values.float().squeeze(-1)
+
+    def scale_rewards(self, rewards: np.ndarray, done: np.ndarray) -> np.ndarray:
+        """The signs of rewards (T, N), so that one learning rate suits all games (Mnih et al. 2015)."""
+        return np.sign(rewards)
+
+    def update_obs_stats(self, obs: Tensor) -> None:
+        """Pixels need no statistics; forward scales them to [0, 1]."""
+
+
+# ---- From here on, but for check_env, nothing depends on what an observation or an action is. ------------------------
+class Rollout(NamedTuple):
+    """T steps of N environments under one policy, π_old."""
+
+    obs: Tensor  # (T, N, *O), s_t
+    actions: Tensor  # (T, N, *A), a_t as sampled
+    log_probs: Tensor  # (T, N), log π_old(a_t|s_t)
+    values: np.ndarray  # (T, N), V(s_t)
+    next_values: np.ndarray  # (T, N), V of the state that a_t led to, before any reset; arbitrary where terminated
+    rewards: np.ndarray  # (T, N), r_t
+    terminated: np.ndarray  # (T, N), bool: a_t led to a terminal state
+    done: np.ndarray  # (T, N), bool: a_t was its episode's last, because it terminated or was truncated by a time limit
+
+
+class Batch(NamedTuple):
+    """What an update learns from: a rollout without its order, or a minibatch of it."""
+
+    obs: Tensor  # (B, *O)
+    actions: Tensor  # (B, *A)
+    log_probs: Tensor  # (B,), log π_old(a|s)
+    values: Tensor  # (B,), V_old(s)
+    advantages: Tensor  # (B,), Â
+    returns: Tensor  # (B,), V^targ
+
+
+def compute_gae(rewards: np.ndarray, values: np.ndarray, next_values: np.ndarray, terminated: np.ndarray,
+                done: np.ndarray, gamma: float, gae_lambda: float) -> np.ndarray:  # fmt: skip
+    """Generalized advantage estimates (T, N), in the inputs' dtype; the arrays (T, N) are as in Rollout. A terminal
+    state is worth 0; where a time limit or the rollout's end cuts an episode off, next_values stands for the rest."""
+    deltas = rewards + gamma * next_values * ~terminated - values  # δ_t, eq. 12
+    advantages = deltas.copy()
+    for t in reversed(range(len(deltas) - 1)):
+        advantages[t] += gamma * gae_lambda * ~done[t] * advantages[t + 1]  # Â_t = δ_t + γλ Â_{t+1}, eq. 11
+    return advantages
+
+
+def ppo_loss(log_probs: Tensor, values: Tensor, entropy: Tensor, batch: Batch, *, clip_coef: float, clip_vloss: bool,
+             vf_coef: float, ent_coef: float) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+    """The loss, eq. 9 negated, and metrics. log_probs, values and entropy, all (B,), are of the policy being optimised.
+
+    Where Â > 0 and r_t > 1+ε, or Â < 0 and r_t < 1-ε, L^CLIP is flat: going further gains nothing. Past the other
+    bound the min keeps the unclipped term, whose gradient pulls the ratio back."""
+    log_ratio = log_probs - batch.log_probs
+    ratio = log_ratio.exp()  # r_t(θ), the ratio in eq. 6
+    clipped_ratio = ratio.clamp(1 - clip_coef, 1 + clip_coef)
+    objective = torch.min(ratio * batch.advantages, clipped_ratio * batch.advantages).mean()  # L^CLIP, eq. 7
+    value_errors = (values - batch.returns) ** 2
+    if clip_vloss:  # not in the paper, but in openai/baselines
+        clipped_values = batch.values + (values - batch.values).clamp(-clip_coef, clip_coef)
+        value_errors = torch.max(value_errors, (clipped_values - batch.returns) ** 2)
+    value_loss = 0.5 * value_errors.mean()  # L^VF; the 0.5 is openai/baselines', so the paper's c_1 is vf_coef / 2
+    loss = -(objective - vf_coef * value_loss + ent_coef * entropy.mean())  # eq. 9, to be minimised
+    metrics = {"policy_loss": -objective, "value_loss": value_loss, "entropy": entropy.mean()}
+    metrics["approx_kl"] = (log_ratio.expm1() - log_ratio).mean()  # r-1-log r ≥ 0 estimates KL[π_old, π_θ]
+    metrics["clip_fraction"] = ((ratio - 1).abs() > clip_coef).float().mean()
+    return loss, {name: metric.detach() for name, metric in metrics.items()}
+
+
+@torch.no_grad()
+def collect(envs: gym.vector.VectorEnv, agent: Agent, obs: np.ndarray, args: Args, global_step: int
+            ) -> tuple[Rollout, np.ndarray, list[float]]:  # fmt: skip
+    """T steps of N environments from observations (N, *O), where the last rollout stopped, after global_step steps.
+    Returns the rollout, where it stopped, and the raw returns of ended episodes. Raises FloatingPointError on NaN."""
+    rows, final_obs, episode_returns = [], [], []
+    for step in range(global_step, global_step + args.batch_size, args.num_envs):
+        obs_t = torch.as_tensor(obs, device=args.device)
+        policy, values = agent(obs_t)
+        actions = policy.sample()
+        obs, rewards, terminated, truncated, info = envs.step(actions.cpu().numpy())
+        if not (np.isfinite(rewards).all() and np.isfinite(obs).all()):
+            raise FloatingPointError(f"a reward or observation is not finite at step {step + args.num_envs:,}")
+        rows.append((obs_t, actions, policy.log_prob(actions), values, rewards, terminated, truncated))
+        if truncated.any():  # obs is the next episode's already; where this one was cut off is in final_obs
+            final_obs.append(np.stack(info["final_obs"][truncated]))
+        if "episode" in info:
+            episode_returns += info["episode"]["r"][info["_episode"]].tolist()
+    columns = [torch.stack(column) if torch.is_tensor(column[0]) else np.stack(column) for column in zip(*rows)]
+    all_obs, actions, log_probs, values, rewards, terminated, truncated = columns
+    _, last_values = agent(torch.as_tensor(obs, device=args.device))
+    next_values = torch.cat([values[1:], last_values[None]]).cpu().numpy()
+    if final_obs:
+        _, final_values = agent(torch.as_tensor(np.concatenate(final_obs), device=args.device))
+        next_values[truncated] = final_values.cpu().numpy()
+    values, done = values.cpu().numpy(), terminated | truncated
+    return Rollout(all_obs, actions, log_probs, values, next_values, rewards, terminated, done), obs, episode_returns
+
+
+def make_batch(agent: Agent, rollout: Rollout, args: Args) -> Batch:
+    """Scales the rewards; estimates advantages and value targets; flattens from (T, N) to (B,)."""
+    _, _, _, values, next_values, rewards, terminated, done = rollout
+    rewards = agent.scale_rewards(rewards, done)
+    advantages = compute_gae(rewards, values, next_values, terminated, done, args.gamma, args.gae_lambda)
+    columns = (*rollout[:4], advantages.astype(np.float32), (advantages + values).astype(np.float32))  # as in Batch
+    return Batch(*(torch.as_tensor(column, device=args.device).flatten(0, 1) for column in columns))
+
+
+def minibatch_gradient(agent: Agent, batch: Batch, args: Args) -> tuple[Tensor, dict[str, Tensor]]:
+    """The gradient of ppo_loss, as one vector for all parameters, and metrics, of the agent as it is now."""
+    policy, values = agent(batch.obs)
+    if args.norm_adv:  # not in the paper, but in openai/baselines
+        advantages = (batch.advantages - batch.advantages.mean()) / (batch.advantages.std() + 1e-8)
+        batch = batch._replace(advantages=advantages)
+    coefs = {name: getattr(args, name) for name in ("clip_coef", "clip_vloss", "vf_coef", "ent_coef")}
+    loss, metrics = ppo_loss(policy.log_prob(batch.actions), values, policy.entropy(), batch, **coefs)
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(agent.parameters()))]), metrics
+
+
+def update(agent: Agent, optimizer: torch.optim.Optimizer, batch: Batch, args: Args,
+           gradient_fn: Callable = minibatch_gradient) -> dict[str, float]:  # fmt: skip
+    """K epochs of gradient steps. Returns the means of the metrics over all minibatches."""
+    (parameters,) = optimizer.param_groups[0]["params"]
+    order = torch.cat([torch.randperm(args.batch_size, device=args.device) for _ in range(args.update_epochs)])
+    history = []
+    for rows in order.split(args.batch_size // args.num_minibatches):  # equal parts: none straddles two epochs
+        minibatch = Batch(*(column[rows] for column in batch))
+        parameters.grad, metrics = gradient_fn(agent, minibatch, args)
+        metrics["grad_norm"] = nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)  # openai/baselines
+        history.append(torch.stack(list(metrics.values())))
+        if args.target_kl is not None and metrics["approx_kl"] > args.target_kl:  # OpenAI Spinning Up
+            break
+        optimizer.step()
+    agent.update_obs_stats(batch.obs)  # only now: before, it would shift π_θ, not π_old
+    means = dict(zip(metrics, torch.stack(history).mean(0).tolist()))
+    return means | {"explained_variance": 1 - (batch.advantages.var() / batch.returns.var().clamp(min=1e-8)).item()}
+
+
+def train(args: Args) -> Agent:
+    """Algorithm 1, then an evaluation. Raises ValueError on arguments that cannot work, FloatingPointError on NaN."""
+    check(args)
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
+    envs = make_envs(args)
+    agent = Agent(envs, args).to(args.device)
+    parameters = nn.Parameter(nn.utils.parameters_to_vector(agent.parameters()).detach())
+    nn.utils.vector_to_parameters(parameters.data, agent.parameters())  # now views of one vector: one call updates all
+    optimizer = torch.optim.Adam([parameters], eps=1e-5, fused=True)  # eps as in openai/baselines
+    gradient_fn = minibatch_gradient
+    if args.compile:
+        torch._dynamo.config.trace_autograd_ops = True  # the backward pass goes into the same code
+        gradient_fn = torch.compile(gradient_fn, mode="reduce-overhead" if "cuda" in args.device else None)
+    global_step = load_checkpoint(args.resume, agent, optimizer)["global_step"] if args.resume else 0
+    obs, _ = envs.reset(seed=env_seeds(args.seed, global_step, args.num_envs))
+    with closing(envs), closing(Logger(args, global_step)) as logger:
+        for iteration in range(global_step // args.batch_size, args.num_iterations):
+            lr = args.learning_rate * (1 - iteration / args.num_iterations if args.anneal_lr else 1)
+            optimizer.param_groups[0]["lr"] = lr  # the paper does so on Atari
+            rollout, obs, episode_returns = collect(envs, agent, obs, args, global_step)
+            metrics = update(agent, optimizer, make_batch(agent, rollout, args), args, gradient_fn)
+            global_step += args.batch_size
+            logger.log(metrics | {"learning_rate": lr}, episode_returns, global_step)
+            if logger.signals or (iteration + 1) % args.checkpoint_every == 0 or iteration + 1 == args.num_iterations:
+                save_checkpoint(logger.run_dir / "checkpoint.pt", agent, optimizer, args, global_step)
+                if logger.signals:
+                    sys.exit(128 + logger.signals[0])
+    evaluate(agent, args, logger.run_dir)
+    return agent
+
+
+# ---- The algorithm ends here; what follows is plumbing. --------------------------------------------------------------
+@torch.no_grad()
+def evaluate(agent: Agent, args: Args, run_dir: Path) -> np.ndarray:
+    """Plays one whole episode in each of E fresh environments (the first E to end would be short); returns (E,)."""
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
+    episodes = 1 if args.capture_video else args.eval_episodes
+    film = [lambda env: gym.wrappers.RecordVideo(env, str(run_dir / "videos"), episode_trigger=lambda n: n == 0)]
+    envs = make_envs(args, episodes, **({"render_mode": "rgb_array", "wrappers": film} if args.capture_video else {}))
+    obs, _ = envs.reset(seed=env_seeds(args.seed, -1, episodes))
+    returns, finished = np.zeros(episodes), np.zeros(episodes, dtype=bool)
+    while not finished.all():
+        policy, _ = agent(torch.as_tensor(obs, device=args.device))
+        obs, *_, info = envs.step((policy.mode if args.eval_greedy else policy.sample()).cpu().numpy())
+        if "episode" in info:
+            first = info["_episode"] & ~finished
+            returns[first] = info["episode"]["r"][first]
+            finished |= first
+    envs.close()
+    print(f"evaluation: return {returns.mean():.1f} ± {returns.std():.1f}, {len(returns)} episodes of {args.env_id}")
+    return returns
+
+
+def env_seeds(seed: int, global_step: int, num_envs: int) -> list[int]:
+    """Seeds for a reset at global_step (-1: evaluation), hashed: seed, seed + 1, ... would recur under other seeds."""
+    return (np.random.SeedSequence([seed, global_step + 1]).generate_state(num_envs) % 2**31).tolist()
+
+
+def save_checkpoint(path: Path, agent: Agent, optimizer: torch.optim.Optimizer, args: Args, global_step: int) -> None:
+    """Writes all that resuming and evaluating need; a crash meanwhile leaves the previous checkpoint whole."""
+    checkpoint = {"script": Path(__file__).stem, "args": asdict(replace(args, resume=None, evaluate=None))}
+    checkpoint |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict(), "global_step": global_step}
+    checkpoint["rng"] = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if "cuda" in args.device else [])]
+    torch.save(checkpoint, path.with_suffix(".tmp"))
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+def load_checkpoint(path: str, agent: Agent | None = None, optimizer: Any = None) -> dict[str, Any]:  # noqa: ANN401
+    """What save_checkpoint wrote, args as Args. Loads it into agent, and into optimizer and the RNGs, where given."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if checkpoint["script"] != Path(__file__).stem:
+            raise ValueError(f"it was written by {checkpoint['script']}.py: use that script")
+        checkpoint["args"] = Args(**checkpoint["args"])
+        if agent:
+            agent.load_state_dict(checkpoint["agent"])
+        if optimizer:
+            optimizer.load_state_dict(checkpoint["optimizer"])
+            torch.set_rng_state(checkpoint["rng"][0])
+            torch.cuda.set_rng_state_all(checkpoint["rng"][1 : 1 + torch.cuda.device_count()])
+    except Exception as error:  # no file, half a file, another file, arguments or networks of another version, ...
+        raise UserError(f"cannot load {path}: {' '.join(str(error).split()) or 'it is empty'}") from error
+    return checkpoint
+
+
+class Logger:
+    """What surrounds a run: its folder, TensorBoard, progress bar, Weights & Biases, and the signals that end it."""
+
+    def __init__(self, args: Args, global_step: int) -> None:
+        name = f"{args.env_id}__{Path(__file__).stem}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        new_dir = Path("runs", name.replace("/", "_").replace(":", "_"))
+        self.run_dir = Path(args.resume).resolve().parent if args.resume else new_dir
+        self.writer = SummaryWriter(self.run_dir, purge_step=global_step + 1 if args.resume else None)
+        total = args.num_iterations * args.batch_size
+        print(f"{self.run_dir}: {total:,} steps, {args.num_iterations:,} iterations of {args.batch_size:,}", flush=True)
+        self.bar = tqdm(total=total, initial=global_step, unit=" steps", unit_scale=True, mininterval=1)
+        self.returns, self.last_step, self.last_time, self.track = [], global_step, time.perf_counter(), args.track
+        self.wandb("init", project=args.wandb_project_name, entity=args.wandb_entity, id=self.run_dir.name,
+                   resume="allow", config=asdict(args), dir=self.run_dir)  # fmt: skip
+        self.signals, in_main = [], threading.current_thread() is threading.main_thread()  # no handlers elsewhere
+        self.handlers = {s: signal.signal(s, self.catch) for s in (signal.SIGINT, signal.SIGTERM) if in_main}
+
+    def catch(self, signum: int, _: object) -> None:
+        """Lets the iteration finish on the first Ctrl-C or SIGTERM; a second one acts as it would without us."""
+        self.signals.append(signum)
+        signal.signal(signum, self.handlers[signum])
+        os.write(2, f"\n{signal.Signals(signum).name}: stopping after this iteration; again stops at once\n".encode())
+
+    def wandb(self, function: str, *args: object, **kwargs: object) -> None:
+        """Calls wandb.init, log or finish; the first failure ends that, never the run."""
+        try:
+            if self.track:
+                getattr(__import__("wandb"), function)(*args, **kwargs)
+        except Exception as error:
+            self.track = False
+            print(f"warning: going on without Weights & Biases: {error}", file=sys.stderr)
+
+    def log(self, metrics: dict[str, float], episode_returns: list[float], global_step: int) -> None:
+        """Writes the metrics of the iteration that ended at global_step, and its speed."""
+        now, steps = time.perf_counter(), global_step - self.last_step
+        metrics["steps_per_second"] = steps / (now - self.last_time)
+        self.returns, self.last_step, self.last_time = (self.returns + episode_returns)[-100:], global_step, now
+        if self.returns:
+            metrics["episodic_return"] = float(np.mean(self.returns))
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise FloatingPointError(f"{name} is {value} at step {global_step:,}")
+            self.writer.add_scalar(name, value, global_step)
+        self.wandb("log", metrics, step=global_step)
+        self.bar.postfix = f"return {metrics.get('episodic_return', math.nan):.1f}, KL {metrics['approx_kl']:.4f}"
+        self.bar.update(steps)
+
+    def close(self) -> None:
+        self.bar.close()
+        self.writer.close()
+        self.wandb("finish", exit_code=int(sys.exc_info()[0] is not None))
+        for signum, handler in self.handlers.items():
+            signal.signal(signum, handler)
+
+
+class UserError(ValueError):
+    """Arguments that cannot work: says the rule, the numbers and the way out."""
+
+
+def check(args: Args) -> None:
+    """Raises UserError, before anything is created, if these arguments cannot work."""
+    counts = "num_envs num_steps num_minibatches update_epochs threads checkpoint_every eval_episodes"
+    for rule, holds, names in (
+        ("above 0", lambda x: x > 0, "learning_rate clip_coef max_grad_norm target_kl"),
+        ("between 0 and 1", lambda x: 0 <= x <= 1, "gamma gae_lambda"),
+        ("at least 0 and below 2^63", lambda x: 0 <= x < 2**63, "seed ent_coef vf_coef"),
+        ("at least 1", lambda x: x >= 1, counts),
+    ):
+        for name in names.split():
+            value = getattr(args, name)
+            if value is not None and not (holds(value) and (math.isfinite(value) or name == "clip_coef")):
+                raise UserError(f"--{name.replace('_', '-')} {value}: must be a finite number {rule}")
+    size, n = args.batch_size, args.num_minibatches
+    batch = f"a batch has num_envs·num_steps = {args.num_envs}·{args.num_steps} = {size} rows"
+    if n not in (fits := [m for m in range(1, size // 2 + 1) if size % m == 0]):
+        nearest = min(fits, key=lambda m: abs(m - n), default="a larger --num-steps")
+        raise UserError(f"--num-minibatches {n}: {batch}, to be cut into equal minibatches of 2 or more; try {nearest}")
+    if args.num_iterations < 1:
+        raise UserError(f"--total-timesteps {args.total_timesteps}: {batch}; try {size} or more")
+    if args.compile and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+        raise UserError("--compile needs a C++ compiler: install g++ or clang++")
+    check_env(args)
+
+
+def check_env(args: Args) -> None:
+    """Raises UserError if there is no such device or environment, or the environment is not one for this script."""
+    if args.protocol not in ("classic", "machado"):
+        raise UserError(f"--protocol {args.protocol}: must be classic or machado")
+    try:
+        torch.empty(0, device=args.device)
+        if ":" in args.env_id or (args.env_id in gym.registry and not args.env_id.startswith("ALE/")):
+            kind = "continuous" if isinstance(gym.make(args.env_id).action_space, gym.spaces.Box) else "discrete"
+            raise UserError(f"{args.env_id} is not an Atari game: use ppo_{kind}.py")
+        gym.make(args.game)
+    except (gym.error.Error, ImportError, RuntimeError, AssertionError, TypeError) as error:
+        raise UserError(f"--device {args.device} --env-id {args.env_id}: {' '.join(str(error).split())}") from error
+    if args.capture_video and not (find_spec("moviepy") and find_spec("cv2")):
+        raise UserError("--capture-video needs moviepy and opencv: pip install moviepy opencv-python-headless")
+
+
+def main() -> None:
+    """Trains, resumes or evaluates; a user's mistake costs one line and exit status 2."""
+    try:
+        args = tyro.cli(Args, description=__doc__.split("\n")[0])
+        if path := args.evaluate or args.resume:
+            args = tyro.cli(Args, description=__doc__.split("\n")[0], default=load_checkpoint(path)["args"])
+        if args.evaluate:
+            check(replace(args, compile=False))  # evaluating needs no compiler
+            agent = Agent(make_envs(args, 1), args).to(args.device)
+            load_checkpoint(args.evaluate, agent)
+            evaluate(agent, args, Path(args.evaluate).parent)
+        else:
+            train(args)
+    except (UserError, FloatingPointError, KeyboardInterrupt) as error:
+        print(f"error: {str(error) or 'interrupted'}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UserError) else 1 if isinstance(error, FloatingPointError) else 130)
+
+
+if __name__ == "__main__":
+    main()
