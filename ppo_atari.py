@@ -50,7 +50,7 @@ from tqdm import tqdm
 @dataclass(frozen=True)
 class Args:
     env_id: str = "Breakout"  # game of the Arcade Learning Environment; "ALE/Breakout-v5" works too
-    protocol: Literal["classic", "machado"] = "classic"  # which Atari; make_envs has the details
+    protocol: Literal["classic", "machado"] = "classic"  # sticky actions and lives: see make_envs
     seed: int = 1  # seeds weights, action sampling, minibatch order and environments
     total_timesteps: int = 10_000_000  # environment steps over all num_envs, rounded down to whole batches
     learning_rate: float = 2.5e-4  # step size of Adam
@@ -69,8 +69,8 @@ class Args:
     max_grad_norm: float = 0.5  # clip the gradient of all parameters together to this L2 norm
     target_kl: float | None = None  # end an update before the first step whose minibatch has an approx_kl above this
     device: str = "cuda" if torch.cuda.is_available() else "cpu"  # cpu, cuda, cuda:1, ...
-    threads: int = 2  # CPU threads of torch; the games have as many as there are cores, and take turns with it
-    bf16: bool = False  # compute the network in bfloat16, where weights and loss stay float32
+    threads: int = 2  # CPU threads of torch, which pauses while the games play in threads of their own
+    bf16: bool = False  # compute the convolutions in bfloat16; weights, heads and loss stay float32
     compile: bool = False  # compile the loss and its gradient: faster after a wait at the start; needs a C++ compiler
     track: bool = False  # log to Weights & Biases, besides TensorBoard
     wandb_project_name: str = "ppo"  # project for --track
@@ -80,44 +80,45 @@ class Args:
     resume: str | None = None  # checkpoint.pt to go on from, in its folder; flags given here override the saved ones
     evaluate: str | None = None  # checkpoint.pt to evaluate instead of training; saved flags as with --resume
     eval_episodes: int = 10  # episodes of the evaluation, which also ends a training
-    eval_greedy: bool = False  # evaluate with the most likely action, which in some games can wait for ever
+    eval_greedy: bool = False  # evaluate with the most likely action, which can be to wait until the frame limit
 
-    game = property(lambda self: f"ale_py:ALE/{self.env_id.removeprefix('ALE/').removesuffix('-v5')}-v5")
+    game = property(lambda self: f"ale_py:ALE/{self.env_id.split('ALE/')[-1].removesuffix('-v5')}-v5")
     batch_size = property(lambda self: self.num_envs * self.num_steps)
     num_iterations = property(lambda self: self.total_timesteps // self.batch_size)
 
 
 def make_envs(args: Args, num_envs: int | None = None, **kwargs: Any) -> gym.vector.VectorEnv:  # noqa: ANN401
-    """Games whose infos report the scores of whole games; kwargs are those of gym.make_vec.
+    """Games, 4 frames a step, that report the scores of whole games; kwargs are those of gym.make_vec.
 
-    classic is the protocol of the PPO paper: no sticky actions, and a lost life ends the bootstrap but not the game.
-    machado (Machado et al. 2018): the last action is repeated with probability 0.25, and lives are not looked at."""
-    machado, mode = args.protocol == "machado", gym.vector.AutoresetMode.SAME_STEP  # no step is spent on a reset
-    kwargs = {"repeat_action_probability": 0.25 * machado, "max_num_frames_per_episode": 108_000} | kwargs
-    if "render_mode" in kwargs:  # ALE's threads cannot render, so this is one game with the same preprocessing
+    The protocols differ in two ways. classic, near to openai/baselines': no sticky actions, and a lost life ends the
+    bootstrap but not the game. machado: the sticky actions of Machado et al. 2018, and a lost life is nothing."""
+    mode = gym.vector.AutoresetMode.SAME_STEP  # no step is spent on a reset: all rows are real
+    sticky = 0.25 if args.protocol == "machado" else 0.0  # the probability, at each frame, that the last action goes on
+    kwargs = {"repeat_action_probability": sticky, "max_num_frames_per_episode": 108_000} | kwargs  # then truncated
+    if "render_mode" in kwargs:  # ALE's threads cannot render: one game, with the same frames, started without FIRE
         stack = partial(gym.wrappers.FrameStackObservation, stack_size=4, padding_type="zero")
         kwargs["wrappers"] = [gym.wrappers.AtariPreprocessing, stack, *kwargs["wrappers"]]
         envs = gym.make_vec(args.game, num_envs, "sync", {"autoreset_mode": mode}, frameskip=1, **kwargs)
         return gym.wrappers.vector.RecordEpisodeStatistics(envs)
-    kwargs |= {"frameskip": 4, "maxpool": True, "stack_num": 4, "noop_max": 30, "use_fire_reset": True}
-    kwargs |= {"life_loss_info": not machado, "episodic_life": False}  # the latter would end the game with a life
-    kwargs |= {"reward_clipping": False}  # scores are of true rewards; Agent.scale_rewards clips those to learn from
-    envs = gym.make_vec(args.game, num_envs or args.num_envs, "vector_entry_point", autoreset_mode=mode, **kwargs)
-    return CountGames(envs)
+    options = {"frameskip": 4, "maxpool": True, "stack_num": 4, "noop_max": 30, "use_fire_reset": True}
+    options |= {"life_loss_info": args.protocol == "classic"}  # a lost life counts as terminated and the game goes on
+    options |= {"episodic_life": False, "reward_clipping": False}  # not to start anew with a life; to see true scores
+    options |= {"autoreset_mode": mode} | kwargs
+    return CountGames(gym.make_vec(args.game, num_envs or args.num_envs, "vector_entry_point", **options))
 
 
 class CountGames(gym.vector.VectorWrapper):
-    """Reports scores as gym's RecordEpisodeStatistics does, but of whole games: that one ends them with each life."""
+    """Reports scores as gym's RecordEpisodeStatistics does, but of whole games: that one would report each life's."""
 
     def reset(self, *, seed: list[int] | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
-        obs, info = self.env.reset(seed=None if seed is None else np.array(seed), options=options)
+        obs, info = self.env.reset(seed=None if seed is None else np.array(seed), options=options)  # ALE takes no list
         self.scores, self.frames = np.zeros(self.num_envs), info["episode_frame_number"]
         return obs, info
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
         obs, rewards, terminated, truncated, info = self.env.step(actions)
         self.scores += rewards
-        ended = info["episode_frame_number"] <= self.frames  # it counts up until a new game starts
+        ended = info["episode_frame_number"] <= self.frames  # it grows until it is, in the same step, the next game's
         if ended.any():
             info |= {"episode": {"r": self.scores}, "_episode": ended}
         self.scores, self.frames = self.scores * ~ended, info["episode_frame_number"]
@@ -132,15 +133,15 @@ def layer_init(layer: nn.Linear | nn.Conv2d, gain: float = math.sqrt(2)) -> nn.L
 
 
 class Agent(nn.Module):
-    """The network of Mnih et al. 2015 with two heads, a categorical policy and a value function."""
+    """A categorical policy and a value function that share the network of Mnih et al. 2015, as in openai/baselines."""
 
     def __init__(self, envs: gym.vector.VectorEnv, args: Args) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            layer_init(nn.Conv2d(4, 32, 8, stride=4)), nn.ReLU(),
-            layer_init(nn.Conv2d(32, 64, 4, stride=2)), nn.ReLU(),
-            layer_init(nn.Conv2d(64, 64, 3, stride=1)), nn.ReLU(), nn.Flatten(),
-            layer_init(nn.Linear(64 * 7 * 7, 512)), nn.ReLU(),
+            layer_init(nn.Conv2d(4, 32, 8, stride=4)), nn.ReLU(inplace=True),
+            layer_init(nn.Conv2d(32, 64, 4, stride=2)), nn.ReLU(inplace=True),
+            layer_init(nn.Conv2d(64, 64, 3, stride=1)), nn.ReLU(inplace=True), nn.Flatten(),
+            layer_init(nn.Linear(64 * 7 * 7, 512)), nn.ReLU(inplace=True),
         )  # fmt: skip
         n_actions = int(envs.single_action_space.n)
         self.actor = layer_init(nn.Linear(512, n_actions), 0.01)  # all actions start equally likely
@@ -149,14 +150,15 @@ class Agent(nn.Module):
 
     def forward(self, obs: Tensor) -> tuple[Distribution, Tensor]:
         """The policy π_θ(·|s), over actions (B,), and the values V(s) (B,), in frames (B, 4, 84, 84) of 0 to 255."""
-        with torch.autocast(obs.device.type, torch.bfloat16, self.bf16):
-            x = self.features(obs.to(memory_format=torch.channels_last).float().div_(255))  # the fastest way round
-            logits, values = self.actor(x), self.critic(x)
-        return Categorical(logits=logits.float(), validate_args=False), values.float().squeeze(-1)
+        x = obs.to(memory_format=torch.channels_last).float().div_(255)  # this order is fast on CPUs
+        with torch.autocast(obs.device.type, torch.bfloat16, enabled=self.bf16):
+            x = self.features(x)
+        x = x.float()
+        return Categorical(logits=self.actor(x), validate_args=False), self.critic(x).squeeze(-1)
 
     def scale_rewards(self, rewards: np.ndarray, done: np.ndarray) -> np.ndarray:
         """The signs of rewards (T, N), so that one learning rate suits all games (Mnih et al. 2015)."""
-        return np.sign(rewards)
+        return np.sign(rewards, dtype=np.float32)
 
     def update_obs_stats(self, obs: Tensor) -> None:
         """Pixels need no statistics; forward scales them to [0, 1]."""
@@ -264,14 +266,14 @@ def minibatch_gradient(agent: Agent, batch: Batch, args: Args) -> tuple[Tensor, 
     if args.norm_adv:  # not in the paper, but in openai/baselines
         advantages = (batch.advantages - batch.advantages.mean()) / (batch.advantages.std() + 1e-8)
         batch = batch._replace(advantages=advantages)
-    coefs = {name: getattr(args, name) for name in ("clip_coef", "clip_vloss", "vf_coef", "ent_coef")}
-    loss, metrics = ppo_loss(policy.log_prob(batch.actions), values, policy.entropy(), batch, **coefs)
+    loss, metrics = ppo_loss(policy.log_prob(batch.actions), values, policy.entropy(), batch, clip_coef=args.clip_coef,
+                             clip_vloss=args.clip_vloss, vf_coef=args.vf_coef, ent_coef=args.ent_coef)  # fmt: skip
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(agent.parameters()))]), metrics
 
 
 def update(agent: Agent, optimizer: torch.optim.Optimizer, batch: Batch, args: Args,
            gradient_fn: Callable = minibatch_gradient) -> dict[str, float]:  # fmt: skip
-    """K epochs of gradient steps. Returns the means of the metrics over all minibatches."""
+    """K epochs of steps of an optimizer of one vector, as in train. Returns the metrics' means over all minibatches."""
     (parameters,) = optimizer.param_groups[0]["params"]
     order = torch.cat([torch.randperm(args.batch_size, device=args.device) for _ in range(args.update_epochs)])
     history = []
@@ -296,7 +298,7 @@ def train(args: Args) -> Agent:
     envs = make_envs(args)
     agent = Agent(envs, args).to(args.device)
     parameters = nn.Parameter(nn.utils.parameters_to_vector(agent.parameters()).detach())
-    nn.utils.vector_to_parameters(parameters.data, agent.parameters())  # now views of one vector: one call updates all
+    nn.utils.vector_to_parameters(parameters.data, agent.parameters())  # views now; a step is one call, so faster
     optimizer = torch.optim.Adam([parameters], eps=1e-5, fused=True)  # eps as in openai/baselines
     gradient_fn = minibatch_gradient
     if args.compile:
@@ -465,7 +467,7 @@ def check_env(args: Args) -> None:
         raise UserError(f"--protocol {args.protocol}: must be classic or machado")
     try:
         torch.empty(0, device=args.device)
-        if ":" in args.env_id or (args.env_id in gym.registry and not args.env_id.startswith("ALE/")):
+        if "ALE/" not in args.env_id and (":" in args.env_id or args.env_id in gym.registry):
             kind = "continuous" if isinstance(gym.make(args.env_id).action_space, gym.spaces.Box) else "discrete"
             raise UserError(f"{args.env_id} is not an Atari game: use ppo_{kind}.py")
         gym.make(args.game)

@@ -259,14 +259,14 @@ def minibatch_gradient(agent: Agent, batch: Batch, args: Args) -> tuple[Tensor, 
     if args.norm_adv:  # not in the paper, but in openai/baselines
         advantages = (batch.advantages - batch.advantages.mean()) / (batch.advantages.std() + 1e-8)
         batch = batch._replace(advantages=advantages)
-    coefs = {name: getattr(args, name) for name in ("clip_coef", "clip_vloss", "vf_coef", "ent_coef")}
-    loss, metrics = ppo_loss(policy.log_prob(batch.actions), values, policy.entropy(), batch, **coefs)
+    loss, metrics = ppo_loss(policy.log_prob(batch.actions), values, policy.entropy(), batch, clip_coef=args.clip_coef,
+                             clip_vloss=args.clip_vloss, vf_coef=args.vf_coef, ent_coef=args.ent_coef)  # fmt: skip
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(agent.parameters()))]), metrics
 
 
 def update(agent: Agent, optimizer: torch.optim.Optimizer, batch: Batch, args: Args,
            gradient_fn: Callable = minibatch_gradient) -> dict[str, float]:  # fmt: skip
-    """K epochs of gradient steps. Returns the means of the metrics over all minibatches."""
+    """K epochs of steps of an optimizer of one vector, as in train. Returns the metrics' means over all minibatches."""
     (parameters,) = optimizer.param_groups[0]["params"]
     order = torch.cat([torch.randperm(args.batch_size, device=args.device) for _ in range(args.update_epochs)])
     history = []
@@ -291,7 +291,7 @@ def train(args: Args) -> Agent:
     envs = make_envs(args)
     agent = Agent(envs, args).to(args.device)
     parameters = nn.Parameter(nn.utils.parameters_to_vector(agent.parameters()).detach())
-    nn.utils.vector_to_parameters(parameters.data, agent.parameters())  # now views of one vector: one call updates all
+    nn.utils.vector_to_parameters(parameters.data, agent.parameters())  # views now; a step is one call, so faster
     optimizer = torch.optim.Adam([parameters], eps=1e-5, fused=True)  # eps as in openai/baselines
     gradient_fn = minibatch_gradient
     if args.compile:

@@ -87,8 +87,9 @@ def test_logged_scores_are_the_true_ones_of_whole_games(game, protocol):
 
 
 def test_what_is_learned_from_is_the_sign_of_the_reward_and_what_is_logged_is_not():
-    args = ppo.Args("SpaceInvaders", num_envs=4, num_steps=400)
+    args = ppo.Args("SpaceInvaders", num_envs=4, num_steps=500)
     envs = ppo.make_envs(args)
+    torch.manual_seed(0)
     agent, (obs, _) = ppo.Agent(envs, args), envs.reset(seed=SEEDS)
     rollout, _, episode_returns = ppo.collect(envs, agent, obs, args, 0)
     assert rollout.rewards.max() > 1 and max(episode_returns) > 20
@@ -101,11 +102,11 @@ def test_what_is_learned_from_is_the_sign_of_the_reward_and_what_is_logged_is_no
 
 
 def test_each_step_is_4_frames_and_a_game_starts_with_up_to_30_frames_of_waiting():
-    envs = ppo.make_envs(ppo.Args("Pong"), 64)
-    _, info = envs.reset(seed=list(range(64)))
+    envs = ppo.make_envs(ppo.Args("Pong"), 32)
+    _, info = envs.reset(seed=list(range(32)))
     starts = info["episode_frame_number"]
-    assert starts.min() >= 0 and starts.max() <= 30 and len(set(starts.tolist())) > 15
-    *_, info = envs.step(np.zeros(64, dtype=np.int64))
+    assert starts.min() >= 0 and starts.max() <= 30 and len(set(starts.tolist())) > 10
+    *_, info = envs.step(np.zeros(32, dtype=np.int64))
     assert (info["episode_frame_number"] == starts + 4).all()
 
 
@@ -115,14 +116,7 @@ def test_frames_are_those_of_gymnasiums_own_preprocessing_oldest_first():
     oracle = gym.make("ale_py:ALE/Breakout-v5", frameskip=1, repeat_action_probability=0)
     oracle = wrappers.FrameStackObservation(wrappers.AtariPreprocessing(oracle, 0), 4, padding_type="zero")
     obs, _ = oracle.reset()
-    real, frames = gym.make_vec, []
-
-    def without_random_start(*args, **kwargs):
-        return real(*args, **kwargs | {"noop_max": 0, "use_fire_reset": False})
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gym, "make_vec", without_random_start)
-        envs = ppo.make_envs(ppo.Args("Breakout"), 1)
+    envs, frames = ppo.make_envs(ppo.Args("Breakout"), 1, noop_max=0, use_fire_reset=False), []
     ours, _ = envs.reset(seed=[0])
     for t in range(100):
         assert ours.dtype == np.uint8 and ours.shape == (1, 4, 84, 84) and (ours[0] == obs).all()
@@ -189,7 +183,7 @@ def test_making_a_film_or_an_evaluation_leaves_the_environments_of_the_training_
 
 
 def test_both_names_of_a_game_are_the_same_game():
-    for env_id in ("Breakout", "ALE/Breakout-v5"):
+    for env_id in ("Breakout", "ALE/Breakout-v5", "ale_py:ALE/Breakout-v5"):
         args = ppo.Args(env_id)
         ppo.check(args)
         assert args.game == "ale_py:ALE/Breakout-v5"
@@ -241,6 +235,7 @@ def test_bf16_is_close_and_keeps_weights_and_loss_in_float32(agents):
     assert not torch.equal(values16, values) and policy16.logits.dtype == values16.dtype == torch.float32
     (values16.mean() + policy16.entropy().mean()).backward()
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in half.parameters())
+    assert not torch.equal(values16.bfloat16().float(), values16)  # nor are values rounded to bfloat16
 
 
 def test_convolutions_work_channels_last(agents):
@@ -315,7 +310,7 @@ def test_capture_video_films_a_whole_game(monkeypatch):
 
 
 def test_the_defaults_are_those_of_the_paper_and_evaluation_samples():
-    """The greedy policy can wait for ever; of the paper's values alone K is another, 4 as in openai/baselines."""
+    """The greedy policy can wait for ever. K and vf_coef are openai/baselines', where the paper has 3 and c_1 = 1."""
     args = ppo.Args()
     assert not args.eval_greedy and args.protocol == "classic"
     assert (args.num_envs, args.num_steps, args.num_minibatches, args.clip_coef) == (8, 128, 4, 0.1)

@@ -40,7 +40,7 @@ def test_the_snippet_loads_a_trained_policy():
 def test_every_flag_in_the_readme_exists():
     scripts = [importlib.import_module(name).Args for name in SCRIPTS]
     fields = {name.replace("_", "-") for args in scripts for name in args.__dataclass_fields__}
-    flags = set(re.findall(r"--([a-z][a-z-]+)", README)) - {"help", "logdir", "x", "no-x"}
+    flags = set(re.findall(r"--([a-z][a-z0-9-]+)", README)) - {"help", "logdir", "x", "no-x"}
     assert {flag.removeprefix("no-") for flag in flags} <= fields
 
 

@@ -282,7 +282,6 @@ def wait_for(pattern, process):
     return found[0]
 
 
-@with_all_scripts
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_run_with_a_checkpoint_of_its_last_iteration_and_the_usual_status(signum):
     fast = ["--num-minibatches=1", "--update-epochs=1", "--checkpoint-every=100", "--total-timesteps=10000000"]
