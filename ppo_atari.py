@@ -91,7 +91,7 @@ def make_envs(args: Args, num_envs: int | None = None, **kwargs: Any) -> gym.vec
     """Games, 4 frames a step, that report the scores of whole games; kwargs are those of gym.make_vec.
 
     The protocols differ in two ways. classic, near to openai/baselines': no sticky actions, and a lost life ends the
-    bootstrap but not the game. machado: the sticky actions of Machado et al. 2018, and a lost life is nothing."""
+    bootstrap but not the game. machado: the sticky actions of Machado et al. 2018, and lives play no part."""
     mode = gym.vector.AutoresetMode.SAME_STEP  # no step is spent on a reset: all rows are real
     sticky = 0.25 if args.protocol == "machado" else 0.0  # the probability, at each frame, that the last action goes on
     kwargs = {"repeat_action_probability": sticky, "max_num_frames_per_episode": 108_000} | kwargs  # then truncated
@@ -101,8 +101,8 @@ def make_envs(args: Args, num_envs: int | None = None, **kwargs: Any) -> gym.vec
         envs = gym.make_vec(args.game, num_envs, "sync", {"autoreset_mode": mode}, frameskip=1, **kwargs)
         return gym.wrappers.vector.RecordEpisodeStatistics(envs)
     options = {"frameskip": 4, "maxpool": True, "stack_num": 4, "noop_max": 30, "use_fire_reset": True}
-    options |= {"life_loss_info": args.protocol == "classic"}  # a lost life counts as terminated and the game goes on
-    options |= {"episodic_life": False, "reward_clipping": False}  # not to start anew with a life; to see true scores
+    options |= {"life_loss_info": args.protocol == "classic"}  # a lost life counts as terminated, the game goes on
+    options |= {"episodic_life": False, "reward_clipping": False}  # True would reset at a lost life; hide true scores
     options |= {"autoreset_mode": mode} | kwargs
     return CountGames(gym.make_vec(args.game, num_envs or args.num_envs, "vector_entry_point", **options))
 
@@ -112,13 +112,13 @@ class CountGames(gym.vector.VectorWrapper):
 
     def reset(self, *, seed: list[int] | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
         obs, info = self.env.reset(seed=None if seed is None else np.array(seed), options=options)  # ALE takes no list
-        self.scores, self.frames = np.zeros(self.num_envs), info["episode_frame_number"]
+        self.scores, self.frames = np.zeros(self.num_envs), info["episode_frame_number"]  # (N,) each
         return obs, info
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
         obs, rewards, terminated, truncated, info = self.env.step(actions)
         self.scores += rewards
-        ended = info["episode_frame_number"] <= self.frames  # it grows until it is, in the same step, the next game's
+        ended = info["episode_frame_number"] <= self.frames  # it grows, until it is the next game's
         if ended.any():
             info |= {"episode": {"r": self.scores}, "_episode": ended}
         self.scores, self.frames = self.scores * ~ended, info["episode_frame_number"]
@@ -150,7 +150,7 @@ class Agent(nn.Module):
 
     def forward(self, obs: Tensor) -> tuple[Distribution, Tensor]:
         """The policy π_θ(·|s), over actions (B,), and the values V(s) (B,), in frames (B, 4, 84, 84) of 0 to 255."""
-        x = obs.to(memory_format=torch.channels_last).float().div_(255)  # this order is fast on CPUs
+        x = obs.to(memory_format=torch.channels_last).float().div_(255)  # bytes are the cheapest to reorder
         with torch.autocast(obs.device.type, torch.bfloat16, enabled=self.bf16):
             x = self.features(x)
         x = x.float()
@@ -261,7 +261,7 @@ def make_batch(agent: Agent, rollout: Rollout, args: Args) -> Batch:
 
 
 def minibatch_gradient(agent: Agent, batch: Batch, args: Args) -> tuple[Tensor, dict[str, Tensor]]:
-    """The gradient of ppo_loss, as one vector for all parameters, and metrics, of the agent as it is now."""
+    """The gradient of ppo_loss in all P parameters as one vector (P,), in their order, and the metrics."""
     policy, values = agent(batch.obs)
     if args.norm_adv:  # not in the paper, but in openai/baselines
         advantages = (batch.advantages - batch.advantages.mean()) / (batch.advantages.std() + 1e-8)
@@ -273,7 +273,7 @@ def minibatch_gradient(agent: Agent, batch: Batch, args: Args) -> tuple[Tensor, 
 
 def update(agent: Agent, optimizer: torch.optim.Optimizer, batch: Batch, args: Args,
            gradient_fn: Callable = minibatch_gradient) -> dict[str, float]:  # fmt: skip
-    """K epochs of steps of an optimizer of one vector, as in train. Returns the metrics' means over all minibatches."""
+    """K epochs of gradient steps; optimizer holds one vector, as in train. Returns the means of the metrics."""
     (parameters,) = optimizer.param_groups[0]["params"]
     order = torch.cat([torch.randperm(args.batch_size, device=args.device) for _ in range(args.update_epochs)])
     history = []
@@ -298,11 +298,11 @@ def train(args: Args) -> Agent:
     envs = make_envs(args)
     agent = Agent(envs, args).to(args.device)
     parameters = nn.Parameter(nn.utils.parameters_to_vector(agent.parameters()).detach())
-    nn.utils.vector_to_parameters(parameters.data, agent.parameters())  # views now; a step is one call, so faster
+    nn.utils.vector_to_parameters(parameters.data, agent.parameters())  # views of one vector: faster to step
     optimizer = torch.optim.Adam([parameters], eps=1e-5, fused=True)  # eps as in openai/baselines
     gradient_fn = minibatch_gradient
     if args.compile:
-        torch._dynamo.config.trace_autograd_ops = True  # the backward pass goes into the same code
+        torch._dynamo.config.trace_autograd_ops = True  # compiles the backward pass with the loss
         gradient_fn = torch.compile(gradient_fn, mode="reduce-overhead" if "cuda" in args.device else None)
     global_step = load_checkpoint(args.resume, agent, optimizer)["global_step"] if args.resume else 0
     obs, _ = envs.reset(seed=env_seeds(args.seed, global_step, args.num_envs))

@@ -260,7 +260,7 @@ def make_batch(agent: Agent, rollout: Rollout, args: Args) -> Batch:
 
 
 def minibatch_gradient(agent: Agent, batch: Batch, args: Args) -> tuple[Tensor, dict[str, Tensor]]:
-    """The gradient of ppo_loss, as one vector for all parameters, and metrics, of the agent as it is now."""
+    """The gradient of ppo_loss in all P parameters as one vector (P,), in their order, and the metrics."""
     policy, values = agent(batch.obs)
     if args.norm_adv:  # not in the paper, but in openai/baselines
         advantages = (batch.advantages - batch.advantages.mean()) / (batch.advantages.std() + 1e-8)
@@ -272,7 +272,7 @@ def minibatch_gradient(agent: Agent, batch: Batch, args: Args) -> tuple[Tensor, 
 
 def update(agent: Agent, optimizer: torch.optim.Optimizer, batch: Batch, args: Args,
            gradient_fn: Callable = minibatch_gradient) -> dict[str, float]:  # fmt: skip
-    """K epochs of steps of an optimizer of one vector, as in train. Returns the metrics' means over all minibatches."""
+    """K epochs of gradient steps; optimizer holds one vector, as in train. Returns the means of the metrics."""
     (parameters,) = optimizer.param_groups[0]["params"]
     order = torch.cat([torch.randperm(args.batch_size, device=args.device) for _ in range(args.update_epochs)])
     history = []
@@ -297,11 +297,11 @@ def train(args: Args) -> Agent:
     envs = make_envs(args)
     agent = Agent(envs, args).to(args.device)
     parameters = nn.Parameter(nn.utils.parameters_to_vector(agent.parameters()).detach())
-    nn.utils.vector_to_parameters(parameters.data, agent.parameters())  # views now; a step is one call, so faster
+    nn.utils.vector_to_parameters(parameters.data, agent.parameters())  # views of one vector: faster to step
     optimizer = torch.optim.Adam([parameters], eps=1e-5, fused=True)  # eps as in openai/baselines
     gradient_fn = minibatch_gradient
     if args.compile:
-        torch._dynamo.config.trace_autograd_ops = True  # the backward pass goes into the same code
+        torch._dynamo.config.trace_autograd_ops = True  # compiles the backward pass with the loss
         gradient_fn = torch.compile(gradient_fn, mode="reduce-overhead" if "cuda" in args.device else None)
     global_step = load_checkpoint(args.resume, agent, optimizer)["global_step"] if args.resume else 0
     obs, _ = envs.reset(seed=env_seeds(args.seed, global_step, args.num_envs))
