@@ -3,8 +3,7 @@
 # dependencies = ["torch>=2.13", "gymnasium>=1.4,<2", "ale-py>=0.12.1", "tyro>=1.0", "tensorboard>=2.20", "tqdm>=4.67",
 #                 "wandb>=0.31", "moviepy>=2.2", "opencv-python-headless>=4.11"]
 # ///
-# SPDX-License-Identifier: MIT
-# Copyright (c) 2026 the authors of "PPO in single files"
+# Copyright (c) 2026 the authors of "PPO in single files". SPDX-License-Identifier: MIT
 """Proximal Policy Optimization for Atari games (Schulman et al. 2017, arXiv:1707.06347), whole in this file.
 
     python ppo_atari.py --env-id Pong --clip-coef 0.2
@@ -81,7 +80,6 @@ class Args:
     evaluate: str | None = None  # checkpoint.pt to evaluate instead of training; saved flags as with --resume
     eval_episodes: int = 10  # episodes of the evaluation, which also ends a training
     eval_greedy: bool = False  # evaluate with the most likely action, which can be to wait until the frame limit
-
     game = property(lambda self: f"ale_py:ALE/{self.env_id.split('ALE/')[-1].removesuffix('-v5')}-v5")
     batch_size = property(lambda self: self.num_envs * self.num_steps)
     num_iterations = property(lambda self: self.total_timesteps // self.batch_size)
@@ -101,10 +99,9 @@ def make_envs(args: Args, num_envs: int | None = None, **kwargs: Any) -> gym.vec
         envs = gym.make_vec(args.game, num_envs, "sync", {"autoreset_mode": mode}, frameskip=1, **kwargs)
         return gym.wrappers.vector.RecordEpisodeStatistics(envs)
     options = {"frameskip": 4, "maxpool": True, "stack_num": 4, "noop_max": 30, "use_fire_reset": True}
-    options |= {"life_loss_info": args.protocol == "classic"}  # a lost life counts as terminated, the game goes on
+    options |= {"autoreset_mode": mode, "life_loss_info": args.protocol == "classic"}  # a lost life is terminated
     options |= {"episodic_life": False, "reward_clipping": False}  # True would reset at a lost life; hide true scores
-    options |= {"autoreset_mode": mode} | kwargs
-    return CountGames(gym.make_vec(args.game, num_envs or args.num_envs, "vector_entry_point", **options))
+    return CountGames(gym.make_vec(args.game, num_envs or args.num_envs, "vector_entry_point", **(options | kwargs)))
 
 
 class CountGames(gym.vector.VectorWrapper):
@@ -203,7 +200,6 @@ def compute_gae(rewards: np.ndarray, values: np.ndarray, next_values: np.ndarray
 def ppo_loss(log_probs: Tensor, values: Tensor, entropy: Tensor, batch: Batch, *, clip_coef: float, clip_vloss: bool,
              vf_coef: float, ent_coef: float) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """The loss, eq. 9 negated, and metrics. log_probs, values and entropy, all (B,), are of the policy being optimised.
-
     Where Â > 0 and r_t > 1+ε, or Â < 0 and r_t < 1-ε, L^CLIP is flat: going further gains nothing. Past the other
     bound the min keeps the unclipped term, whose gradient pulls the ratio back."""
     log_ratio = log_probs - batch.log_probs
@@ -222,20 +218,26 @@ def ppo_loss(log_probs: Tensor, values: Tensor, entropy: Tensor, batch: Batch, *
     return loss, {name: metric.detach() for name, metric in metrics.items()}
 
 
+def act(agent: Agent, obs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Samples actions (N, *A) in observations (N, *O); also returns their log π (N,) and the values (N,)."""
+    policy, values = agent(obs)
+    actions = policy.sample()
+    return actions, policy.log_prob(actions), values
+
+
 @torch.no_grad()
-def collect(envs: gym.vector.VectorEnv, agent: Agent, obs: np.ndarray, args: Args, global_step: int
-            ) -> tuple[Rollout, np.ndarray, list[float]]:  # fmt: skip
+def collect(envs: gym.vector.VectorEnv, agent: Agent, obs: np.ndarray, args: Args, global_step: int,
+            act_fn: Callable = act) -> tuple[Rollout, np.ndarray, list[float]]:  # fmt: skip
     """T steps of N environments from observations (N, *O), where the last rollout stopped, after global_step steps.
     Returns the rollout, where it stopped, and the raw returns of ended episodes. Raises FloatingPointError on NaN."""
     rows, final_obs, episode_returns = [], [], []
     for step in range(global_step, global_step + args.batch_size, args.num_envs):
         obs_t = torch.as_tensor(obs, device=args.device)
-        policy, values = agent(obs_t)
-        actions = policy.sample()
+        actions, log_probs, values = act_fn(agent, obs_t)
         obs, rewards, terminated, truncated, info = envs.step(actions.cpu().numpy())
         if not (np.isfinite(rewards).all() and np.isfinite(obs).all()):
             raise FloatingPointError(f"a reward or observation is not finite at step {step + args.num_envs:,}")
-        rows.append((obs_t, actions, policy.log_prob(actions), values, rewards, terminated, truncated))
+        rows.append((obs_t, actions, log_probs, values, rewards, terminated, truncated))
         if truncated.any():  # obs is the next episode's already; where this one was cut off is in final_obs
             final_obs.append(np.stack(info["final_obs"][truncated]))
         if "episode" in info:
@@ -264,8 +266,8 @@ def minibatch_gradient(agent: Agent, batch: Batch, args: Args) -> tuple[Tensor, 
     """The gradient of ppo_loss in all P parameters as one vector (P,), in their order, and the metrics."""
     policy, values = agent(batch.obs)
     if args.norm_adv:  # not in the paper, but in openai/baselines
-        advantages = (batch.advantages - batch.advantages.mean()) / (batch.advantages.std() + 1e-8)
-        batch = batch._replace(advantages=advantages)
+        std, mean = torch.std_mean(batch.advantages)
+        batch = batch._replace(advantages=(batch.advantages - mean) / (std + 1e-8))
     loss, metrics = ppo_loss(policy.log_prob(batch.actions), values, policy.entropy(), batch, clip_coef=args.clip_coef,
                              clip_vloss=args.clip_vloss, vf_coef=args.vf_coef, ent_coef=args.ent_coef)  # fmt: skip
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(agent.parameters()))]), metrics
@@ -300,17 +302,17 @@ def train(args: Args) -> Agent:
     parameters = nn.Parameter(nn.utils.parameters_to_vector(agent.parameters()).detach())
     nn.utils.vector_to_parameters(parameters.data, agent.parameters())  # views of one vector: faster to step
     optimizer = torch.optim.Adam([parameters], eps=1e-5, fused=True)  # eps as in openai/baselines
-    gradient_fn = minibatch_gradient
+    act_fn, gradient_fn = act, minibatch_gradient
     if args.compile:
         torch._dynamo.config.trace_autograd_ops = True  # compiles the backward pass with the loss
-        gradient_fn = torch.compile(gradient_fn, mode="reduce-overhead" if "cuda" in args.device else None)
+        act_fn, gradient_fn = torch.compile(act), torch.compile(gradient_fn, mode="reduce-overhead")  # CUDA graphs
     global_step = load_checkpoint(args.resume, agent, optimizer)["global_step"] if args.resume else 0
     obs, _ = envs.reset(seed=env_seeds(args.seed, global_step, args.num_envs))
     with closing(envs), closing(Logger(args, global_step)) as logger:
         for iteration in range(global_step // args.batch_size, args.num_iterations):
             lr = args.learning_rate * (1 - iteration / args.num_iterations if args.anneal_lr else 1)
             optimizer.param_groups[0]["lr"] = lr  # the paper does so on Atari
-            rollout, obs, episode_returns = collect(envs, agent, obs, args, global_step)
+            rollout, obs, episode_returns = collect(envs, agent, obs, args, global_step, act_fn)
             metrics = update(agent, optimizer, make_batch(agent, rollout, args), args, gradient_fn)
             global_step += args.batch_size
             logger.log(metrics | {"learning_rate": lr}, episode_returns, global_step)
@@ -335,11 +337,9 @@ def evaluate(agent: Agent, args: Args, run_dir: Path) -> np.ndarray:
     returns, finished = np.zeros(episodes), np.zeros(episodes, dtype=bool)
     while not finished.all():
         policy, _ = agent(torch.as_tensor(obs, device=args.device))
-        obs, *_, info = envs.step((policy.mode if args.eval_greedy else policy.sample()).cpu().numpy())
-        if "episode" in info:
-            first = info["_episode"] & ~finished
-            returns[first] = info["episode"]["r"][first]
-            finished |= first
+        obs, rewards, *_, info = envs.step((policy.mode if args.eval_greedy else policy.sample()).cpu().numpy())
+        returns += rewards * ~finished
+        finished |= info.get("_episode", False)
     envs.close()
     print(f"evaluation: return {returns.mean():.1f} ± {returns.std():.1f}, {len(returns)} episodes of {args.env_id}")
     return returns

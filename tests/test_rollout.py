@@ -264,3 +264,19 @@ def test_compiled_gradient_is_the_eager_one():
         gradient, metrics = gradient_fn(agent, batch, args)
         results.append([gradient, *metrics.values()])
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-6)
+
+
+@torch.no_grad()
+def test_compiled_acting_samples_from_the_policy_as_the_seed_says():
+    _, _, agent, obs = set_up("Match")
+    obs = torch.as_tensor(obs).repeat(2000, *[1] * (obs.ndim - 1))
+    act_fn, policy = torch.compile(ppo.act, fullgraph=True), agent(obs)[0]
+    actions, log_probs, values = act_fn(agent, obs)
+    torch.testing.assert_close(log_probs, policy.log_prob(actions), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(values, agent(obs)[1])
+    mean, variance = policy.log_prob(policy.sample((20,))).mean(), policy.log_prob(policy.sample((20,))).var()
+    assert abs(log_probs.mean() - mean) < 5 * (variance / len(log_probs)).sqrt() + 1e-4  # -entropy: it did sample
+    torch.manual_seed(5)
+    first, second = act_fn(agent, obs)[0], act_fn(agent, obs)[0]
+    torch.manual_seed(5)
+    assert (act_fn(agent, obs)[0] == first).all() and (first != second).any()

@@ -216,14 +216,14 @@ def test_the_logged_return_is_the_mean_of_the_last_100_episodes():
 
 def test_train_compiles_only_when_told_and_uses_adam_as_baselines_does(monkeypatch):
     compiled, epsilons, adam = [], [], torch.optim.Adam
-    monkeypatch.setattr(torch, "compile", lambda f, mode: compiled.append(f) or f)
+    monkeypatch.setattr(torch, "compile", lambda f, mode=None: compiled.append(f) or f)
     monkeypatch.setattr(
         torch.optim, "Adam", lambda *args, **kwargs: epsilons.append(kwargs["eps"]) or adam(*args, **kwargs)
     )
     ppo.train(ppo.Args(**SMALL))
     assert compiled == []
     ppo.train(ppo.Args(**SMALL, compile=True, seed=2))
-    assert compiled == [ppo.minibatch_gradient] and epsilons == [1e-5, 1e-5]
+    assert compiled == [ppo.act, ppo.minibatch_gradient] and epsilons == [1e-5, 1e-5]
 
 
 def test_a_finished_run_can_be_resumed_for_longer_and_explicit_flags_win(run):

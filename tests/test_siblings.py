@@ -7,8 +7,8 @@ import re
 import pytest
 from conftest import ROOT, SCRIPTS
 
-SHARED = "RunningMeanStd layer_init mlp Rollout Batch compute_gae ppo_loss collect make_batch minibatch_gradient update"
-SHARED += " train evaluate env_seeds save_checkpoint load_checkpoint Logger UserError check main"
+SHARED = "RunningMeanStd layer_init mlp Rollout Batch compute_gae ppo_loss act collect make_batch minibatch_gradient"
+SHARED += " update train evaluate env_seeds save_checkpoint load_checkpoint Logger UserError check main"
 DIFFERENT = "Args make_envs Agent check_env"
 NOT_IN_ATARI = {"RunningMeanStd", "mlp"}
 ONLY_IN_ATARI = {"CountGames"}
