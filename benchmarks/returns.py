@@ -1,0 +1,258 @@
+"""The returns that the scripts reach: trains environments x seeds as processes of their own, and sums them up.
+
+    python benchmarks/returns.py run --setting continuous --seeds 11 12 13 --env-ids Hopper-v5 Ant-v5
+    python benchmarks/returns.py table --settings continuous
+    python benchmarks/returns.py figure --setting continuous
+
+`run` writes one CSV for each run into benchmarks/results/<setting>/. Runs that have theirs are skipped, and runs that
+were stopped go on from their checkpoint, so the same command again finishes what is left. The return is the one that
+the scripts log: the mean of the last 100 training episodes, in the environment's own rewards.
+"""
+
+import json
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tqdm import tqdm
+from tyro.extras import SubcommandApp
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+MUJOCO = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5", "Swimmer-v5")
+# The best mean over several seeds published for PPO, the task's version in brackets; sources: benchmarks/README.md.
+PUBLISHED = {
+    "HalfCheetah-v5": (5650, "Tianshou (v3)"),
+    "Hopper-v5": (2483, "Tianshou (v3)"),
+    "Walker2d-v5": (3674, "ikostrikov (v2)"),
+    "Ant-v5": (1023, "Tianshou (v4)"),
+    "Humanoid-v5": (742, "CleanRL (v4)"),
+    "Swimmer-v5": (111, "baselines (v1)"),
+    "CartPole-v1": (497, "baselines"),
+    "Acrobot-v1": (-81, "SLM-Lab"),
+    "LunarLander-v3": (183, "SLM-Lab"),
+    "MountainCar-v0": (-110, "rl-zoo"),
+}
+app = SubcommandApp()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: what it is called, and the command that it is."""
+
+    setting: str
+    script: str
+    env_id: str
+    seed: int
+    flags: tuple[str, ...]
+
+    @property
+    def csv(self) -> Path:
+        return RESULTS / self.setting / f"{re.sub('[/:]', '_', self.env_id)}__{self.seed}.csv"
+
+    @property
+    def folder(self) -> Path:
+        """Where the script leaves its own run folder; ignored by git."""
+        return ROOT / "benchmarks" / "runs" / self.setting / self.csv.stem
+
+    @property
+    def arguments(self) -> list[str]:
+        return [f"{self.script}.py", "--env-id", self.env_id, "--seed", str(self.seed), *self.flags]
+
+
+def train(run: Run) -> str:
+    """Trains to the end, going on from a checkpoint where there is one, and writes the CSV; returns the evaluation."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    checkpoints = sorted(run.folder.glob("runs/*/checkpoint.pt"))
+    resume = ["--resume", str(checkpoints[-1])] if checkpoints else []
+    command = [sys.executable, str(ROOT / run.arguments[0]), *run.arguments[1:], *resume]
+    environ = os.environ | {"OMP_NUM_THREADS": "1"}  # processes side by side must not fight for cores
+    with (run.folder / "stdout").open("w") as out, (run.folder / "stderr").open("w") as err:
+        code = subprocess.run(command, cwd=run.folder, env=environ, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+    if code.returncode:
+        last = (run.folder / "stderr").read_text().strip().splitlines()[-1:]
+        raise RuntimeError(f"{shlex.join(run.arguments)} ended with {code.returncode}: {''.join(last)}")
+    evaluation = (run.folder / "stdout").read_text().strip().splitlines()[-1]
+    run_dir = checkpoints[-1].parent if checkpoints else next(run.folder.glob("runs/*"))
+    write_csv(run, run_dir, evaluation)
+    return evaluation
+
+
+def write_csv(run: Run, run_dir: Path, evaluation: str, points: int = 100) -> None:
+    """About 100 rows (step, seconds, return) of what was logged, below one line that says how they came to be."""
+    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()
+    speed = {event.step: event.value for event in events.Scalars("steps_per_second")}
+    steps = np.array(sorted(speed))
+    seconds = np.cumsum(np.diff(steps, prepend=0) / [speed[s] for s in steps])  # of training alone, pauses left out
+    returns = {event.step: event.value for event in events.Scalars("episodic_return")}
+    rows = [(step, second, returns[step]) for step, second in zip(steps, seconds) if step in returns]
+    rows = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, points).round().astype(int))]
+    packages = ("torch", "gymnasium", "mujoco", "numpy")
+    about = {
+        "command": f"python {shlex.join(run.arguments)}",
+        "evaluation": evaluation,
+        "commit": subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
+        ).stdout.strip(),
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
+    }
+    run.csv.parent.mkdir(parents=True, exist_ok=True)
+    lines = [f"# {json.dumps(about)}", "step,seconds,return_last_100_episodes"]
+    lines += [f"{step},{second:.1f},{value:.2f}" for step, second, value in rows]
+    temporary = run.csv.with_suffix(".tmp")
+    temporary.write_text("\n".join(lines) + "\n")
+    os.replace(temporary, run.csv)
+
+
+@app.command(name="run")
+def run_all(
+    setting: str,
+    seeds: tuple[int, ...],
+    env_ids: tuple[str, ...] = MUJOCO,
+    script: str = "ppo_continuous",
+    flags: str = "",
+    jobs: int = 2,
+) -> None:
+    """Trains every environment with every seed, as many at a time as there are jobs.
+
+    Args:
+        setting: name of the folder of results; one set of flags should have one name.
+        seeds: each is a run in each environment.
+        env_ids: environments, all with the same flags.
+        script: ppo_continuous, ppo_discrete or ppo_atari.
+        flags: flags for the script, in one string: --flags="--gae-lambda 0.9".
+        jobs: processes at a time, each with one thread.
+    """
+    runs = [Run(setting, script, env_id, seed, tuple(shlex.split(flags))) for seed in seeds for env_id in env_ids]
+    left = [run for run in runs if not run.csv.exists()]
+    failures = []
+    bar = tqdm(total=len(runs), initial=len(runs) - len(left), unit=" runs")
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = {pool.submit(train, run): run for run in left}
+        try:
+            for future in as_completed(futures):
+                run = futures[future]
+                if error := future.exception():
+                    failures.append(str(error))
+                bar.write(failures[-1] if error else f"{run.env_id} seed {run.seed}: {final_return(run.csv):.1f}")
+                bar.update()
+        except KeyboardInterrupt:  # the scripts got it too: they end their iteration and save
+            pool.shutdown(cancel_futures=True)
+            sys.exit("interrupted: the same command goes on from the checkpoints")
+    bar.close()
+    if failures:
+        sys.exit(f"{len(failures)} of {len(left)} runs failed; the same command tries them again")
+
+
+def read(path: Path) -> tuple[dict, np.ndarray]:
+    """What a CSV says about its run, and its rows (n, 3)."""
+    first, _, *rows = path.read_text().splitlines()
+    return json.loads(first[2:]), np.array([[float(x) for x in row.split(",")] for row in rows])
+
+
+def final_return(path: Path) -> float:
+    """The mean return of the last 100 training episodes."""
+    return read(path)[1][-1, 2]
+
+
+def interquartile_mean(values: np.ndarray) -> np.ndarray:
+    """The mean of the middle half of the last axis (Agarwal et al. 2021); a value that is cut counts by its part."""
+    n = values.shape[-1]
+    weights = np.clip(np.minimum(np.arange(1, n + 1) - n / 4, n - n / 4 - np.arange(n)), 0, 1)
+    return (np.sort(values, -1) * weights).sum(-1) / weights.sum()
+
+
+def bootstrap(values: np.ndarray, resamples: int = 10_000) -> tuple[float, float]:
+    """The 95% percentile interval of the interquartile mean over seeds drawn again with replacement."""
+    draws = np.random.default_rng(0).choice(values, (resamples, len(values)))
+    return tuple(np.percentile(interquartile_mean(draws), (2.5, 97.5)))
+
+
+def environments(setting: str) -> dict[str, list[Path]]:
+    """The CSVs of a setting by environment, ordered by seed."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted((RESULTS / setting).glob("*__*.csv"), key=lambda p: int(p.stem.split("__")[1])):
+        found.setdefault(path.stem.split("__")[0], []).append(path)
+    if not found:
+        sys.exit(f"no results in {RESULTS / setting}: run them first")
+    order = list(PUBLISHED)
+    return dict(sorted(found.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
+
+
+@app.command
+def table(settings: tuple[str, ...]) -> None:
+    """Prints each setting as a Markdown table: every seed, mean, interquartile mean with its interval, and evaluation.
+
+    Args:
+        settings: folders of results.
+    """
+    for setting in settings:
+        print(f"\n**{setting}**\n")
+        print("| environment | seeds | each seed | mean | IQM [95%] | evaluation, mean | best published |")
+        print("|---|---|---|---|---|---|---|")
+        for env_id, paths in environments(setting).items():
+            values = np.array([final_return(path) for path in paths])
+            low, high = bootstrap(values)
+            evaluations = [float(re.search(r"return (\S+)", read(path)[0]["evaluation"])[1]) for path in paths]
+            seeds = [path.stem.split("__")[1] for path in paths]
+            best = "{} {}".format(*PUBLISHED[env_id]) if env_id in PUBLISHED else ""
+            each = " ".join(f"{value:.0f}" for value in values)
+            print(
+                f"| {env_id} | {seeds[0]}–{seeds[-1]} | {each} | **{values.mean():.0f}** "
+                f"| {interquartile_mean(values):.0f} [{low:.0f}, {high:.0f}] | {np.mean(evaluations):.0f} | {best} |"
+            )
+
+
+@app.command
+def figure(setting: str, output: Path = ROOT / "benchmarks" / "figures" / "returns") -> None:
+    """Draws the learning curves of a setting, once for light and once for dark pages.
+
+    Args:
+        setting: folder of results.
+        output: path of the pictures, less "_light.png" and "_dark.png".
+    """
+    import matplotlib.pyplot as plt
+
+    by_env = environments(setting)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    for theme, ink, line, best in (
+        ("light", "#1f2328", "#0969da", "#cf222e"),
+        ("dark", "#e6edf3", "#58a6ff", "#ff7b72"),
+    ):
+        colors = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), ink)
+        with plt.rc_context(colors | {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}):
+            rows = -(-len(by_env) // 3)
+            fig, axes = plt.subplots(rows, 3, figsize=(10, 2.7 * rows), layout="constrained", squeeze=False)
+            for ax in axes.flat[len(by_env) :]:
+                ax.axis("off")
+            for ax, (env_id, paths) in zip(axes.flat, by_env.items()):
+                curves = [read(path)[1] for path in paths]
+                grid = np.linspace(max(c[0, 0] for c in curves), min(c[-1, 0] for c in curves), 200)
+                values = np.array([np.interp(grid, c[:, 0], c[:, 2]) for c in curves])
+                ax.plot(grid / 1e6, values.T, color=line, alpha=0.25, linewidth=0.8)
+                ax.plot(grid / 1e6, values.mean(0), color=line, linewidth=2.2)
+                ax.set_title(env_id, fontsize=12)
+                if env_id in PUBLISHED:
+                    value, source = PUBLISHED[env_id]
+                    ax.axhline(value, color=best, linewidth=1.2, linestyle=(0, (5, 3)))
+                    note = {"xytext": (-2, 3), "textcoords": "offset points", "ha": "right", "fontsize": 9}
+                    ax.annotate(f"{source}: {value}", (grid[-1] / 1e6, value), color=best, **note)
+                ax.set_ylim(bottom=min(0, values.min()))
+            fig.supxlabel("million environment steps", fontsize=11)
+            fig.supylabel("return of the last 100 episodes", fontsize=11)
+            fig.savefig(f"{output}_{theme}.png", dpi=160, transparent=True)
+            plt.close(fig)
+
+
+if __name__ == "__main__":
+    app.cli(description=__doc__.split("\n")[0])
