@@ -1,0 +1,270 @@
+"""The speed of the scripts, beside stable-baselines3's PPO and the environments alone, on the machine it runs on.
+
+    python benchmarks/speed.py compare
+    python benchmarks/speed.py sweep
+
+`compare` measures HalfCheetah, CartPole and Breakout: each side in a process of its own, one at a time, in turn,
+several times over, so that a machine that drifts does so for all. Both sides have the same environments, steps,
+minibatches, epochs and networks, and neither scales observations or rewards (stable-baselines3 does so in a wrapper).
+`sweep` shows how our steps/s move with the number of environments and of threads. Leave the machine alone meanwhile.
+"""
+
+import importlib
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tyro.extras import SubcommandApp
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "speed"
+WARM_UP = 3  # iterations that do not count, over all that is compiled, allocated and cached in them
+UNSCALED = {"norm_obs": False, "norm_reward": False}
+EQUAL = {"num_envs": 8, "num_steps": 256, "num_minibatches": 8, "update_epochs": 10, "target_kl": None} | UNSCALED
+TASKS = {  # name: script, flags, steps of a measurement
+    "HalfCheetah-v5": ("ppo_continuous", EQUAL, 120_000),
+    "CartPole-v1": ("ppo_discrete", EQUAL, 160_000),
+    "Breakout": ("ppo_atari", {"device": "cpu"}, 14_336),
+}
+app = SubcommandApp()
+
+
+# ---- Measurements: each is one process, and prints one line of JSON. -------------------------------------------------
+def measure_ours(script: str, flags: dict[str, Any], total_timesteps: int) -> dict[str, float]:
+    """Trains, and splits the seconds after WARM_UP iterations: environment, policy (the rest of collect), update."""
+    sys.path.insert(0, str(ROOT))
+    ppo = importlib.import_module(script)
+    args = ppo.Args(**flags, total_timesteps=total_timesteps, eval_episodes=1, checkpoint_every=10**9)
+    spent = {"environment": 0.0, "collect": 0.0, "update": 0.0}
+    starts = []
+
+    def timed(part: str, function: Callable) -> Callable:
+        def wrapper(*args: object, **kwargs: object) -> object:
+            start = time.perf_counter()
+            if part == "collect":
+                starts.append(start)
+            result = function(*args, **kwargs)
+            if len(starts) > WARM_UP:
+                spent[part] += time.perf_counter() - start
+            return result
+
+        return wrapper
+
+    make_envs = ppo.make_envs
+
+    def make_timed_envs(*args: object, **kwargs: object) -> object:
+        envs = make_envs(*args, **kwargs)
+        envs.step = timed("environment", envs.step)
+        return envs
+
+    def stop(*_: object) -> None:  # in place of the evaluation
+        starts.append(time.perf_counter())
+
+    ppo.make_envs, ppo.evaluate = make_timed_envs, stop
+    ppo.collect, ppo.update = timed("collect", ppo.collect), timed("update", ppo.update)
+    ppo.make_batch = timed("update", ppo.make_batch)
+    ppo.train(args)
+    iterations = len(starts) - 1 - WARM_UP
+    seconds = starts[-1] - starts[WARM_UP]
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "steps_per_second": iterations * args.batch_size / seconds,
+        "environment": spent["environment"] / seconds,
+        "policy": (spent["collect"] - spent["environment"]) / seconds,
+        "update": spent["update"] / seconds,
+        "first_iterations": starts[WARM_UP] - starts[0] - WARM_UP * seconds / iterations,  # compiling, if anything
+        "MiB": usage.ru_maxrss / 1024,
+    }
+
+
+def measure_sb3(env_id: str, flags: dict[str, Any], total_timesteps: int) -> dict[str, float]:
+    """Trains stable-baselines3's PPO with the flags of ours, after WARM_UP iterations."""
+    import torch
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.env_util import make_atari_env, make_vec_env
+    from stable_baselines3.common.vec_env import VecFrameStack
+
+    class Starts(BaseCallback):
+        def _on_training_start(self) -> None:
+            self.starts = []
+
+        def _on_rollout_start(self) -> None:
+            self.starts.append((time.perf_counter(), self.num_timesteps))
+
+        def _on_step(self) -> bool:
+            return True
+
+    torch.set_num_threads(flags.get("threads", 1))
+    common = {"n_steps": flags["num_steps"], "n_epochs": flags["update_epochs"], "device": "cpu"}
+    common["batch_size"] = flags["num_envs"] * flags["num_steps"] // flags["num_minibatches"]
+    if env_id == "Breakout":
+        import ale_py  # noqa: F401, registers the games
+
+        envs = VecFrameStack(
+            make_atari_env("ALE/Breakout-v5", n_envs=flags["num_envs"], env_kwargs={"frameskip": 1}), 4
+        )
+        model = PPO("CnnPolicy", envs, **common)
+    else:
+        nets = {"net_arch": {"pi": [64, 64], "vf": [64, 64]}}
+        model = PPO("MlpPolicy", make_vec_env(env_id, n_envs=flags["num_envs"]), policy_kwargs=nets, **common)
+    callback = Starts()
+    model.learn(total_timesteps, callback=callback)
+    (start, first), (end, last) = callback.starts[WARM_UP], callback.starts[-1]
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return {"steps_per_second": (last - first) / (end - start), "MiB": usage.ru_maxrss / 1024}
+
+
+def measure_environment(script: str, flags: dict[str, Any], total_timesteps: int) -> dict[str, float]:
+    """Steps the script's environments with random actions."""
+    sys.path.insert(0, str(ROOT))
+    ppo = importlib.import_module(script)
+    args = ppo.Args(**flags)
+    envs = ppo.make_envs(args)
+    envs.reset(seed=list(range(args.num_envs)))
+    envs.action_space.seed(1)
+    actions = [envs.action_space.sample() for _ in range(64)]
+    steps = total_timesteps // args.num_envs
+    start = time.perf_counter()
+    for step in range(steps):
+        envs.step(actions[step % 64])
+    return {"steps_per_second": steps * args.num_envs / (time.perf_counter() - start)}
+
+
+@app.command
+def measure(what: str, name: str, flags: str, total_timesteps: int) -> None:
+    """One measurement, printed as JSON; compare and sweep start this in processes of their own.
+
+    Args:
+        what: ours, sb3 or environment.
+        name: script, or for sb3 the environment.
+        flags: flags of the script as JSON.
+        total_timesteps: environment steps to train for.
+    """
+    function = {"ours": measure_ours, "sb3": measure_sb3, "environment": measure_environment}[what]
+    print(json.dumps(function(name, json.loads(flags), total_timesteps)))
+
+
+def in_a_process(what: str, name: str, flags: dict[str, Any], total_timesteps: int) -> dict[str, float]:
+    """Starts `measure`, in an empty folder and with an empty cache of compiled code."""
+    with tempfile.TemporaryDirectory() as folder:
+        environ = os.environ | {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": f"{folder}/cache"}
+        if name in ("ppo_atari", "Breakout"):
+            environ["OMP_NUM_THREADS"] = str(flags.get("threads", 2))
+        command = [sys.executable, __file__, "measure", "--what", what, "--name", name]
+        command += [f"--flags={json.dumps(flags)}", "--total-timesteps", str(total_timesteps)]
+        done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{what} {name} {flags} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def spread(values: list[float]) -> str:
+    """Median, and smallest to largest."""
+    return f"{np.median(values):,.0f} ({min(values):,.0f}–{max(values):,.0f})"
+
+
+@app.command
+def compare(tasks: tuple[str, ...] = tuple(TASKS), repetitions: int = 3) -> None:
+    """Ours, eager and compiled, stable-baselines3, and the environments alone; prints a table for each task.
+
+    Args:
+        tasks: of HalfCheetah-v5, CartPole-v1 and Breakout.
+        repetitions: how often everything is measured, in turn.
+    """
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for task in tasks:
+        script, flags, steps = TASKS[task]
+        threads = {"threads": 2} if script == "ppo_atari" else {}
+        atari = {"num_envs": 8, "num_steps": 128, "num_minibatches": 4, "update_epochs": 4, "threads": 2}
+        sides = {
+            "stable-baselines3": ("sb3", task, atari if script == "ppo_atari" else flags, steps),
+            "ours": ("ours", script, flags | threads, steps),
+            "ours --compile": ("ours", script, flags | threads | {"compile": True}, steps),
+            "environment alone": ("environment", script, flags, steps),
+        }
+        if script == "ppo_atari":
+            sides["ours --bf16"] = ("ours", script, flags | threads | {"bf16": True}, steps)
+            sides["ours --bf16 --compile"] = ("ours", script, flags | threads | {"bf16": True, "compile": True}, steps)
+        else:
+            sides["ours, scaled"] = ("ours", script, {k: v for k, v in flags.items() if k not in UNSCALED}, steps)
+        results: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+        for repetition in range(repetitions):
+            for side, arguments in sides.items():
+                results[side].append(in_a_process(*arguments))
+                print(f"{task} {repetition + 1}/{repetitions} {side}: {results[side][-1]}", file=sys.stderr)
+        (RESULTS / f"{task}.json").write_text(json.dumps(results, indent=1) + "\n")
+        print_table(task, results)
+
+
+def print_table(task: str, results: dict[str, list[dict[str, float]]]) -> None:
+    """Prints what compare measured for one task as Markdown; ratios are between measurements of one repetition."""
+    print(f"\n**{task}**\n\n| | steps/s | times stable-baselines3 | environment / policy / update | MiB | compiling |")
+    print("|---|---|---|---|---|---|")
+    peer = [m["steps_per_second"] for m in results["stable-baselines3"]]
+    for side, measurements in results.items():
+        speeds = [m["steps_per_second"] for m in measurements]
+        ratios = [speed / other for speed, other in zip(speeds, peer)]
+        cells = [side, spread(speeds), f"{np.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"]
+        median = {key: np.median([m[key] for m in measurements]) for key in measurements[0]}
+        shares = [f"{median[part]:.0%}" for part in ("environment", "policy", "update") if part in median]
+        cells += [" / ".join(shares), f"{median['MiB']:.0f}" if "MiB" in median else ""]
+        cells += [f"{median['first_iterations']:.0f} s" if "compile" in side else ""]
+        print(f"| {' | '.join(cells)} |")
+
+
+@app.command
+def sweep(num_envs: tuple[int, ...] = (1, 8, 64, 256), threads: tuple[int, ...] = (1, 2), repetitions: int = 1) -> None:
+    """Steps/s of the two MLP scripts against num_envs and torch's threads, with batches of 2,048 steps.
+
+    Args:
+        num_envs: numbers of environments.
+        threads: numbers of torch's threads.
+        repetitions: how often everything is measured, in turn.
+    """
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    results = []
+    for _ in range(repetitions):
+        for task in ("HalfCheetah-v5", "CartPole-v1"):
+            script, _, steps = TASKS[task]
+            for n in num_envs:
+                for compiled in (False, True):
+                    for thread in threads:
+                        flags = {"num_envs": n, "num_steps": 2048 // n, "num_minibatches": 4, "threads": thread}
+                        speed = in_a_process("ours", script, flags | {"compile": compiled}, steps)["steps_per_second"]
+                        results.append({"task": task, **flags, "compile": compiled, "steps_per_second": speed})
+                        print(results[-1], file=sys.stderr)
+    (RESULTS / "sweep.json").write_text(json.dumps(results, indent=1) + "\n")
+    for task in ("HalfCheetah-v5", "CartPole-v1"):
+        print(
+            f"\n**{task}**\n\n| num_envs | "
+            + " | ".join(f"{c}, {t} threads" for c in ("eager", "compiled") for t in threads)
+        )
+        print("|---" * (1 + 2 * len(threads)) + "|")
+        for n in num_envs:
+            cells = []
+            for compiled in (False, True):
+                for thread in threads:
+                    key = (task, n, compiled, thread)
+                    cells.append(
+                        spread(
+                            [
+                                r["steps_per_second"]
+                                for r in results
+                                if (r["task"], r["num_envs"], r["compile"], r["threads"]) == key
+                            ]
+                        )
+                    )
+            print(f"| {n} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    app.cli(description=__doc__.split("\n")[0])
