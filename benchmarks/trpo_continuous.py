@@ -1,0 +1,500 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["torch>=2.13", "gymnasium[mujoco]>=1.4,<2", "mujoco>=3.3,<3.16", "tyro>=1.0", "tensorboard>=2.20",
+#                 "tqdm>=4.67", "wandb>=0.31", "moviepy>=2.2"]
+# ///
+# Copyright (c) 2026 the authors of "PPO in single files". SPDX-License-Identifier: MIT
+"""Trust Region Policy Optimization for continuous actions (Schulman et al. 2015, arXiv:1502.05477), whole in this file.
+
+    python benchmarks/trpo_continuous.py --env-id Hopper-v5
+
+The policy takes one step a batch: the longest in the direction of the natural gradient that keeps the mean KL
+divergence from the old policy within δ. PPO keeps the surrogate and the importance ratios, and replaces all of
+`policy_step` by a clip and first-order steps; the rest of this file is ppo_continuous.py, to the byte. Shapes: T steps,
+N environments, B rows (N·T), P policy parameters, *O and *A the shapes of one observation and one action.
+
+    L(θ)            surrogate         E[π_θ(a|s)/π_old(a|s) Â], eq. 14                  surrogate
+    D̄_KL ≤ δ        max_kl            the trust region, eq. 14                          policy_step
+    A               Fisher matrix     Hessian of D̄_KL, never formed, appendix C         policy_step
+    s = A⁻¹g        direction         by conjugate gradient, appendix C                 conjugate_gradient
+    β               step length       √(2δ / sᵀAs), appendix C                          policy_step
+"""
+
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+import tyro
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, Normal, kl_divergence
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class Args:
+    env_id: str = "HalfCheetah-v5"  # environment with Box observations and actions; "module:Id-v0" works too
+    seed: int = 1  # seeds weights, action sampling, minibatch order and environments
+    total_timesteps: int = 1_000_000  # environment steps over all num_envs, rounded down to whole batches
+    num_envs: int = 16  # N, environments that act in parallel
+    num_steps: int = 128  # T, steps per environment and iteration; each iteration learns from one batch of N·T steps
+    gamma: float = 0.99  # γ, the discount
+    gae_lambda: float = 0.95  # λ of GAE: 0 is the one-step TD error (low variance), 1 is Monte Carlo minus V (low bias)
+    max_kl: float = 0.01  # δ, the mean KL divergence from the old policy that a step may reach
+    cg_iterations: int = 10  # iterations of conjugate gradient
+    damping: float = 0.1  # is added to the Fisher matrix's diagonal, so that the direction is well defined
+    critic_learning_rate: float = 1e-3  # step size of Adam, for the value function alone
+    critic_epochs: int = 10  # passes over each batch to fit the value function
+    num_minibatches: int = 16  # equal minibatches in each of them; must divide num_envs·num_steps
+    norm_obs: bool = True  # scale observations by their running mean and standard deviation
+    norm_reward: bool = True  # divide rewards by the running std of their discounted sum; logged returns stay raw
+    device: str = "cpu"  # cpu, cuda, cuda:1, ...; networks this small are fastest on the CPU
+    threads: int = 1  # CPU threads of torch; more gain nothing at this size
+    track: bool = False  # log to Weights & Biases, besides TensorBoard
+    wandb_project_name: str = "ppo"  # project for --track
+    wandb_entity: str | None = None  # team or user for --track, if not your default one
+    capture_video: bool = False  # film the evaluation into videos/ in the run folder; it is then of one episode
+    checkpoint_every: int = 10  # iterations between checkpoints; the last iteration leaves one too
+    resume: str | None = None  # checkpoint.pt to go on from, in its folder; flags given here override the saved ones
+    evaluate: str | None = None  # checkpoint.pt to evaluate instead of training; saved flags as with --resume
+    eval_episodes: int = 10  # episodes of the evaluation, which also ends a training
+    eval_greedy: bool = True  # evaluate with the most likely action; --no-eval-greedy samples
+    batch_size = property(lambda self: self.num_envs * self.num_steps)
+    num_iterations = property(lambda self: self.total_timesteps // self.batch_size)
+
+
+def make_envs(args: Args, num_envs: int | None = None, **kwargs: Any) -> gym.vector.VectorEnv:  # noqa: ANN401
+    """Environments that take actions in [-1, 1] and report each episode's return; kwargs are those of gym.make_vec."""
+    mode = {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}  # no step is spent on a reset: all rows are real
+    envs = gym.make_vec(args.env_id, num_envs or args.num_envs, vectorization_mode="sync", vector_kwargs=mode, **kwargs)
+    low, high = envs.action_space.low, envs.action_space.high
+    envs = gym.wrappers.vector.TransformAction(envs, lambda a: np.clip(low + (high - low) * (a + 1) / 2, low, high))
+    return gym.wrappers.vector.RecordEpisodeStatistics(envs)
+
+
+class RunningMeanStd(nn.Module):
+    """Mean and variance of all rows seen so far, in float64. Buffers, so that no checkpoint can forget them."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        for name, start in (("mean", torch.zeros(shape)), ("var", torch.ones(shape)), ("count", torch.zeros(()))):
+            self.register_buffer(name, start.double())
+
+    def update(self, rows: Tensor) -> None:
+        """Merges in the moments of rows (B, *shape), exactly (Chan, Golub and LeVeque 1979)."""
+        var, mean = torch.var_mean(rows.double(), 0, correction=0)
+        self.count += len(rows)
+        weight = len(rows) / self.count
+        self.var += weight * (var - self.var + (1 - weight) * (mean - self.mean) ** 2)
+        self.mean += weight * (mean - self.mean)
+
+
+def layer_init(layer: nn.Linear | nn.Conv2d, gain: float = math.sqrt(2)) -> nn.Linear | nn.Conv2d:
+    """Orthogonal weights times gain, zero biases (openai/baselines)."""
+    nn.init.orthogonal_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def mlp(sizes: list[int], out_gain: float) -> nn.Sequential:
+    """Linear layers between these sizes, with tanh between the layers."""
+    hidden = [m for i in range(len(sizes) - 2) for m in (layer_init(nn.Linear(*sizes[i : i + 2])), nn.Tanh())]
+    return nn.Sequential(*hidden, layer_init(nn.Linear(*sizes[-2:]), out_gain))
+
+
+class Agent(nn.Module):
+    """A Gaussian policy and a value function that share no weights, and the scales of what they see and learn from."""
+
+    def __init__(self, envs: gym.vector.VectorEnv, args: Args) -> None:
+        super().__init__()
+        obs_shape, action_shape = envs.single_observation_space.shape, envs.single_action_space.shape
+        self.actor = mlp([math.prod(obs_shape), 64, 64, math.prod(action_shape)], out_gain=0.01)  # means start near 0
+        self.critic = mlp([math.prod(obs_shape), 64, 64, 1], out_gain=1.0)
+        self.log_std = nn.Parameter(torch.full(action_shape, -0.5))  # the same in every state
+        self.norm_obs, self.norm_reward, self.gamma = args.norm_obs, args.norm_reward, args.gamma
+        self.obs_stats, self.return_stats = RunningMeanStd(obs_shape), RunningMeanStd(())
+        self.running_returns = np.zeros(envs.num_envs)  # of episodes under way; not saved, as a resume starts new ones
+
+    def forward(self, obs: Tensor) -> tuple[Distribution, Tensor]:
+        """The policy π_θ(·|s), over actions (B, *A), and the values V(s) (B,), in observations (B, *O)."""
+        if self.norm_obs:  # not in the paper, but in openai/baselines
+            obs = ((obs - self.obs_stats.mean) / (self.obs_stats.var + 1e-8).sqrt()).clamp(-10, 10)
+        x = obs.float().reshape(len(obs), -1)
+        mean = self.actor(x).view(-1, *self.log_std.shape)
+        policy = Independent(Normal(mean, self.log_std.exp(), validate_args=False), mean.dim() - 1, validate_args=False)
+        return policy, self.critic(x).squeeze(-1)
+
+    def scale_rewards(self, rewards: np.ndarray, done: np.ndarray) -> np.ndarray:
+        """Rewards (T, N) over the running std of the discounted sum of past rewards (openai/baselines), within ±10."""
+        if not self.norm_reward:
+            return rewards
+        returns = np.zeros(rewards.shape)
+        for t in range(len(rewards)):
+            returns[t] = self.gamma * self.running_returns + rewards[t]
+            self.running_returns = returns[t] * ~done[t]
+        self.return_stats.update(torch.as_tensor(returns.flatten(), device=self.return_stats.mean.device))
+        return np.clip(rewards / math.sqrt(self.return_stats.var + 1e-8), -10, 10)
+
+    def update_obs_stats(self, obs: Tensor) -> None:
+        """Merges in observations (B, *O)."""
+        self.obs_stats.update(obs)
+
+
+class Rollout(NamedTuple):
+    """T steps of N environments under one policy, π_old."""
+
+    obs: Tensor  # (T, N, *O), s_t
+    actions: Tensor  # (T, N, *A), a_t as sampled
+    log_probs: Tensor  # (T, N), log π_old(a_t|s_t)
+    values: np.ndarray  # (T, N), V(s_t)
+    next_values: np.ndarray  # (T, N), V of the state that a_t led to, before any reset; arbitrary where terminated
+    rewards: np.ndarray  # (T, N), r_t
+    terminated: np.ndarray  # (T, N), bool: a_t led to a terminal state
+    done: np.ndarray  # (T, N), bool: a_t was its episode's last, because it terminated or was truncated by a time limit
+
+
+class Batch(NamedTuple):
+    """What an update learns from: a rollout without its order, or a minibatch of it."""
+
+    obs: Tensor  # (B, *O)
+    actions: Tensor  # (B, *A)
+    log_probs: Tensor  # (B,), log π_old(a|s)
+    values: Tensor  # (B,), V_old(s)
+    advantages: Tensor  # (B,), Â
+    returns: Tensor  # (B,), V^targ
+
+
+def compute_gae(rewards: np.ndarray, values: np.ndarray, next_values: np.ndarray, terminated: np.ndarray,
+                done: np.ndarray, gamma: float, gae_lambda: float) -> np.ndarray:  # fmt: skip
+    """Generalized advantage estimates (T, N), in the inputs' dtype; the arrays (T, N) are as in Rollout. A terminal
+    state is worth 0; where a time limit or the rollout's end cuts an episode off, next_values stands for the rest."""
+    deltas = rewards + gamma * next_values * ~terminated - values  # δ_t, eq. 12
+    advantages = deltas.copy()
+    for t in reversed(range(len(deltas) - 1)):
+        advantages[t] += gamma * gae_lambda * ~done[t] * advantages[t + 1]  # Â_t = δ_t + γλ Â_{t+1}, eq. 11
+    return advantages
+
+
+def act(agent: Agent, obs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Samples actions (N, *A) in observations (N, *O); also returns their log π (N,) and the values (N,)."""
+    policy, values = agent(obs)
+    actions = policy.sample()
+    return actions, policy.log_prob(actions), values
+
+
+@torch.no_grad()
+def collect(envs: gym.vector.VectorEnv, agent: Agent, obs: np.ndarray, args: Args, global_step: int,
+            act_fn: Callable = act) -> tuple[Rollout, np.ndarray, list[float]]:  # fmt: skip
+    """T steps of N environments from observations (N, *O), where the last rollout stopped, after global_step steps.
+    Returns the rollout, where it stopped, and the raw returns of ended episodes. Raises FloatingPointError on NaN."""
+    rows, final_obs, episode_returns = [], [], []
+    for step in range(global_step, global_step + args.batch_size, args.num_envs):
+        obs_t = torch.as_tensor(obs, device=args.device)
+        actions, log_probs, values = act_fn(agent, obs_t)
+        obs, rewards, terminated, truncated, info = envs.step(actions.cpu().numpy())
+        if not (np.isfinite(rewards).all() and np.isfinite(obs).all()):
+            raise FloatingPointError(f"a reward or observation is not finite at step {step + args.num_envs:,}")
+        rows.append((obs_t, actions, log_probs, values, rewards, terminated, truncated))
+        if truncated.any():  # obs is the next episode's already; where this one was cut off is in final_obs
+            final_obs.append(np.stack(info["final_obs"][truncated]))
+        if "episode" in info:
+            episode_returns += info["episode"]["r"][info["_episode"]].tolist()
+    columns = [torch.stack(column) if torch.is_tensor(column[0]) else np.stack(column) for column in zip(*rows)]
+    all_obs, actions, log_probs, values, rewards, terminated, truncated = columns
+    _, last_values = agent(torch.as_tensor(obs, device=args.device))
+    next_values = torch.cat([values[1:], last_values[None]]).cpu().numpy()
+    if final_obs:
+        _, final_values = agent(torch.as_tensor(np.concatenate(final_obs), device=args.device))
+        next_values[truncated] = final_values.cpu().numpy()
+    values, done = values.cpu().numpy(), terminated | truncated
+    return Rollout(all_obs, actions, log_probs, values, next_values, rewards, terminated, done), obs, episode_returns
+
+
+def make_batch(agent: Agent, rollout: Rollout, args: Args) -> Batch:
+    """Scales the rewards; estimates advantages and value targets; flattens from (T, N) to (B,)."""
+    _, _, _, values, next_values, rewards, terminated, done = rollout
+    rewards = agent.scale_rewards(rewards, done)
+    advantages = compute_gae(rewards, values, next_values, terminated, done, args.gamma, args.gae_lambda)
+    columns = (*rollout[:4], advantages.astype(np.float32), (advantages + values).astype(np.float32))  # as in Batch
+    return Batch(*(torch.as_tensor(column, device=args.device).flatten(0, 1) for column in columns))
+
+
+def surrogate(policy: Distribution, batch: Batch) -> Tensor:
+    """L(θ), eq. 14: the mean over the batch of the importance ratio times the advantage, a scalar."""
+    return ((policy.log_prob(batch.actions) - batch.log_probs).exp() * batch.advantages).mean()
+
+
+def flat_gradient(scalar: Tensor, parameters: list[Tensor], **options: bool) -> Tensor:
+    """The gradient (P,) of a scalar; options are those of torch.autograd.grad."""
+    return parameters_to_vector(torch.autograd.grad(scalar, parameters, **options))
+
+
+def fisher_vector_product(kl_gradient: Tensor, parameters: list[Tensor], damping: float, v: Tensor) -> Tensor:
+    """(A + damping I) v, for v (P,), from the gradient (P,) of the mean KL with its graph: Av = ∇(∇KL·v)."""
+    return flat_gradient(kl_gradient @ v, parameters, retain_graph=True) + damping * v
+
+
+def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> Tensor:
+    """Solves A x = b for positive definite A (P, P), given v -> A v, for b (P,) (Hestenes and Stiefel 1952)."""
+    x, residual, direction = torch.zeros_like(b), b, b
+    for _ in range(iterations):
+        error, image = residual @ residual, product(direction)
+        if error < 1e-10:
+            break
+        length = error / (direction @ image)
+        x, residual = x + length * direction, residual - length * image
+        direction = residual + residual @ residual / error * direction
+    return x
+
+
+def policy_step(agent: Agent, batch: Batch, args: Args) -> dict[str, float]:
+    """Maximises the surrogate with the mean KL divergence at most δ (appendix C); the policy stays if no step does."""
+    parameters = [*agent.actor.parameters(), agent.log_std]
+    start = parameters_to_vector(parameters).detach()
+    policy, _ = agent(batch.obs)
+    with torch.no_grad():
+        old_policy, _ = agent(batch.obs)
+    old_surrogate = surrogate(policy, batch)
+    g = flat_gradient(old_surrogate, parameters, retain_graph=True)
+    kl_gradient = flat_gradient(kl_divergence(old_policy, policy).mean(), parameters, create_graph=True)  # 0, so far
+    fisher = partial(fisher_vector_product, kl_gradient, parameters, args.damping)
+    s = conjugate_gradient(fisher, g, args.cg_iterations)
+    step = (2 * args.max_kl / (s @ fisher(s))).sqrt() * s  # KL is about ½ sᵀAs, so this one reaches δ
+    for backtrack in range(10):
+        vector_to_parameters(start + 0.8**backtrack * step, parameters)
+        with torch.no_grad():
+            policy, _ = agent(batch.obs)
+            gain = (surrogate(policy, batch) - old_surrogate).item()
+            kl = kl_divergence(old_policy, policy).mean().item()
+        if gain > 0 and kl <= args.max_kl:
+            return {"surrogate_gain": gain, "approx_kl": kl, "backtracks": backtrack}
+    vector_to_parameters(start, parameters)
+    return {"surrogate_gain": 0.0, "approx_kl": 0.0, "backtracks": 10}
+
+
+def update(agent: Agent, optimizer: torch.optim.Optimizer, batch: Batch, args: Args) -> dict[str, float]:
+    """One step of the policy, and epochs of gradient steps of the value function; returns metrics."""
+    advantages = (batch.advantages - batch.advantages.mean()) / (batch.advantages.std() + 1e-8)
+    metrics = policy_step(agent, batch._replace(advantages=advantages), args)
+    order = torch.cat([torch.randperm(args.batch_size, device=args.device) for _ in range(args.critic_epochs)])
+    for rows in order.split(args.batch_size // args.num_minibatches):
+        loss = 0.5 * (agent(batch.obs[rows])[1] - batch.returns[rows]).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    metrics["value_loss"] = loss.item()
+    agent.update_obs_stats(batch.obs)  # only now: before, it would shift π_θ, not π_old
+    return metrics | {"explained_variance": 1 - (batch.advantages.var() / batch.returns.var().clamp(min=1e-8)).item()}
+
+
+def train(args: Args) -> Agent:
+    """Algorithm 1, then an evaluation. Raises ValueError on arguments that cannot work, FloatingPointError on NaN."""
+    check(args)
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
+    envs = make_envs(args)
+    agent = Agent(envs, args).to(args.device)
+    optimizer = torch.optim.Adam(agent.critic.parameters(), args.critic_learning_rate, fused=True)
+    global_step = load_checkpoint(args.resume, agent, optimizer)["global_step"] if args.resume else 0
+    obs, _ = envs.reset(seed=env_seeds(args.seed, global_step, args.num_envs))
+    with closing(envs), closing(Logger(args, global_step)) as logger:
+        for iteration in range(global_step // args.batch_size, args.num_iterations):
+            rollout, obs, episode_returns = collect(envs, agent, obs, args, global_step)
+            metrics = update(agent, optimizer, make_batch(agent, rollout, args), args)
+            global_step += args.batch_size
+            logger.log(metrics, episode_returns, global_step)
+            if logger.signals or (iteration + 1) % args.checkpoint_every == 0 or iteration + 1 == args.num_iterations:
+                save_checkpoint(logger.run_dir / "checkpoint.pt", agent, optimizer, args, global_step)
+                if logger.signals:
+                    sys.exit(128 + logger.signals[0])
+    evaluate(agent, args, logger.run_dir)
+    return agent
+
+
+# ---- The algorithm ends here; what follows is plumbing. --------------------------------------------------------------
+@torch.no_grad()
+def evaluate(agent: Agent, args: Args, run_dir: Path) -> np.ndarray:
+    """Plays one whole episode in each of E fresh environments (the first E to end would be short); returns (E,)."""
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
+    episodes = 1 if args.capture_video else args.eval_episodes
+    film = [lambda env: gym.wrappers.RecordVideo(env, str(run_dir / "videos"), episode_trigger=lambda n: n == 0)]
+    envs = make_envs(args, episodes, **({"render_mode": "rgb_array", "wrappers": film} if args.capture_video else {}))
+    obs, _ = envs.reset(seed=env_seeds(args.seed, -1, episodes))
+    returns, finished = np.zeros(episodes), np.zeros(episodes, dtype=bool)
+    while not finished.all():
+        policy, _ = agent(torch.as_tensor(obs, device=args.device))
+        obs, rewards, *_, info = envs.step((policy.mode if args.eval_greedy else policy.sample()).cpu().numpy())
+        returns += rewards * ~finished
+        finished |= info.get("_episode", False)
+    envs.close()
+    print(f"evaluation: return {returns.mean():.1f} ± {returns.std():.1f}, {len(returns)} episodes of {args.env_id}")
+    return returns
+
+
+def env_seeds(seed: int, global_step: int, num_envs: int) -> list[int]:
+    """Seeds for a reset at global_step (-1: evaluation), hashed: seed, seed + 1, ... would recur under other seeds."""
+    return (np.random.SeedSequence([seed, global_step + 1]).generate_state(num_envs) % 2**31).tolist()
+
+
+def save_checkpoint(path: Path, agent: Agent, optimizer: torch.optim.Optimizer, args: Args, global_step: int) -> None:
+    """Writes all that resuming and evaluating need; a crash meanwhile leaves the previous checkpoint whole."""
+    checkpoint = {"script": Path(__file__).stem, "args": asdict(replace(args, resume=None, evaluate=None))}
+    checkpoint |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict(), "global_step": global_step}
+    checkpoint["rng"] = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if "cuda" in args.device else [])]
+    torch.save(checkpoint, path.with_suffix(".tmp"))
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+def load_checkpoint(path: str, agent: Agent | None = None, optimizer: Any = None) -> dict[str, Any]:  # noqa: ANN401
+    """What save_checkpoint wrote, args as Args. Loads it into agent, and into optimizer and the RNGs, where given."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if checkpoint["script"] != Path(__file__).stem:
+            raise ValueError(f"it was written by {checkpoint['script']}.py: use that script")
+        checkpoint["args"] = Args(**checkpoint["args"])
+        if agent:
+            agent.load_state_dict(checkpoint["agent"])
+        if optimizer:
+            optimizer.load_state_dict(checkpoint["optimizer"])
+            torch.set_rng_state(checkpoint["rng"][0])
+            torch.cuda.set_rng_state_all(checkpoint["rng"][1 : 1 + torch.cuda.device_count()])
+    except Exception as error:  # no file, half a file, another file, arguments or networks of another version, ...
+        raise UserError(f"cannot load {path}: {' '.join(str(error).split()) or 'it is empty'}") from error
+    return checkpoint
+
+
+class Logger:
+    """What surrounds a run: its folder, TensorBoard, progress bar, Weights & Biases, and the signals that end it."""
+
+    def __init__(self, args: Args, global_step: int) -> None:
+        name = f"{args.env_id}__{Path(__file__).stem}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        new_dir = Path("runs", name.replace("/", "_").replace(":", "_"))
+        self.run_dir = Path(args.resume).resolve().parent if args.resume else new_dir
+        self.writer = SummaryWriter(self.run_dir, purge_step=global_step + 1 if args.resume else None)
+        total = args.num_iterations * args.batch_size
+        print(f"{self.run_dir}: {total:,} steps, {args.num_iterations:,} iterations of {args.batch_size:,}", flush=True)
+        self.bar = tqdm(total=total, initial=global_step, unit=" steps", unit_scale=True, mininterval=1)
+        self.returns, self.last_step, self.last_time, self.track = [], global_step, time.perf_counter(), args.track
+        self.wandb("init", project=args.wandb_project_name, entity=args.wandb_entity, id=self.run_dir.name,
+                   resume="allow", config=asdict(args), dir=self.run_dir)  # fmt: skip
+        self.signals, in_main = [], threading.current_thread() is threading.main_thread()  # no handlers elsewhere
+        self.handlers = {s: signal.signal(s, self.catch) for s in (signal.SIGINT, signal.SIGTERM) if in_main}
+
+    def catch(self, signum: int, _: object) -> None:
+        """Lets the iteration finish on the first Ctrl-C or SIGTERM; a second one acts as it would without us."""
+        self.signals.append(signum)
+        signal.signal(signum, self.handlers[signum])
+        os.write(2, f"\n{signal.Signals(signum).name}: stopping after this iteration; again stops at once\n".encode())
+
+    def wandb(self, function: str, *args: object, **kwargs: object) -> None:
+        """Calls wandb.init, log or finish; the first failure ends that, never the run."""
+        try:
+            if self.track:
+                getattr(__import__("wandb"), function)(*args, **kwargs)
+        except Exception as error:
+            self.track = False
+            print(f"warning: going on without Weights & Biases: {error}", file=sys.stderr)
+
+    def log(self, metrics: dict[str, float], episode_returns: list[float], global_step: int) -> None:
+        """Writes the metrics of the iteration that ended at global_step, and its speed."""
+        now, steps = time.perf_counter(), global_step - self.last_step
+        metrics["steps_per_second"] = steps / (now - self.last_time)
+        self.returns, self.last_step, self.last_time = (self.returns + episode_returns)[-100:], global_step, now
+        if self.returns:
+            metrics["episodic_return"] = float(np.mean(self.returns))
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise FloatingPointError(f"{name} is {value} at step {global_step:,}")
+            self.writer.add_scalar(name, value, global_step)
+        self.wandb("log", metrics, step=global_step)
+        self.bar.postfix = f"return {metrics.get('episodic_return', math.nan):.1f}, KL {metrics['approx_kl']:.4f}"
+        self.bar.update(steps)
+
+    def close(self) -> None:
+        self.bar.close()
+        self.writer.close()
+        self.wandb("finish", exit_code=int(sys.exc_info()[0] is not None))
+        for signum, handler in self.handlers.items():
+            signal.signal(signum, handler)
+
+
+class UserError(ValueError):
+    """Arguments that cannot work: says the rule, the numbers and the way out."""
+
+
+def check(args: Args) -> None:
+    """Raises UserError, before anything is created, if these arguments cannot work."""
+    counts = "num_envs num_steps num_minibatches threads checkpoint_every eval_episodes cg_iterations critic_epochs"
+    for rule, holds, names in (
+        ("above 0", lambda x: x > 0, "max_kl critic_learning_rate"),
+        ("between 0 and 1", lambda x: 0 <= x <= 1, "gamma gae_lambda"),
+        ("at least 0 and below 2^63", lambda x: 0 <= x < 2**63, "seed damping"),
+        ("at least 1", lambda x: x >= 1, counts),
+    ):
+        for name in names.split():
+            value = getattr(args, name)
+            if value is not None and not (holds(value) and math.isfinite(value)):
+                raise UserError(f"--{name.replace('_', '-')} {value}: must be a finite number {rule}")
+    size, n = args.batch_size, args.num_minibatches
+    batch = f"a batch has num_envs·num_steps = {args.num_envs}·{args.num_steps} = {size} rows"
+    if n not in (fits := [m for m in range(1, size // 2 + 1) if size % m == 0]):
+        nearest = min(fits, key=lambda m: abs(m - n), default="a larger --num-steps")
+        raise UserError(f"--num-minibatches {n}: {batch}, to be cut into equal minibatches of 2 or more; try {nearest}")
+    if args.num_iterations < 1:
+        raise UserError(f"--total-timesteps {args.total_timesteps}: {batch}; try {size} or more")
+    check_env(args)
+
+
+def check_env(args: Args) -> None:
+    """Raises UserError if there is no such device or environment, or the environment is not one for this script."""
+    if "ALE/" in args.env_id:
+        raise UserError(f"{args.env_id} is an Atari game: use ppo_atari.py")
+    try:
+        torch.empty(0, dtype=torch.float64, device=args.device)
+        env = gym.make(args.env_id)
+    except (gym.error.Error, ImportError, RuntimeError, AssertionError, TypeError) as error:
+        raise UserError(f"--device {args.device} --env-id {args.env_id}: {' '.join(str(error).split())}") from error
+    obs, actions = env.observation_space, env.action_space
+    if isinstance(actions, gym.spaces.Discrete):
+        raise UserError(f"{args.env_id} has Discrete actions: use ppo_discrete.py")
+    if not (isinstance(obs, gym.spaces.Box) and isinstance(actions, gym.spaces.Box) and actions.is_bounded()):
+        raise UserError(f"{args.env_id} needs Box observations and bounded Box actions here, not {obs} and {actions}")
+    if args.capture_video and not (find_spec("moviepy") and "rgb_array" in env.metadata.get("render_modes", [])):
+        raise UserError(f"--capture-video needs moviepy (pip install moviepy), and {args.env_id} to render rgb_array")
+
+
+def main() -> None:
+    """Trains, resumes or evaluates; a user's mistake costs one line and exit status 2."""
+    try:
+        args = tyro.cli(Args, description=__doc__.split("\n")[0])
+        if path := args.evaluate or args.resume:
+            args = tyro.cli(Args, description=__doc__.split("\n")[0], default=load_checkpoint(path)["args"])
+        if args.evaluate:
+            check(args)
+            agent = Agent(make_envs(args, 1), args).to(args.device)
+            load_checkpoint(args.evaluate, agent)
+            evaluate(agent, args, Path(args.evaluate).parent)
+        else:
+            train(args)
+    except (UserError, FloatingPointError, KeyboardInterrupt) as error:
+        print(f"error: {str(error) or 'interrupted'}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UserError) else 1 if isinstance(error, FloatingPointError) else 130)
+
+
+if __name__ == "__main__":
+    main()
