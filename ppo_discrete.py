@@ -50,10 +50,10 @@ class Args:
     env_id: str = "CartPole-v1"  # environment with Box observations and Discrete actions; "module:Id-v0" works too
     seed: int = 1  # seeds weights, action sampling, minibatch order and environments
     total_timesteps: int = 200_000  # environment steps over all num_envs, rounded down to whole batches
-    learning_rate: float = 1e-3  # step size of Adam
+    learning_rate: float = 1e-3  # step size of Adam, or with desired_kl the highest
     num_envs: int = 16  # N, environments that act in parallel
     num_steps: int = 128  # T, steps per environment and iteration; each iteration learns from one batch of N·T steps
-    anneal_lr: bool = True  # let the learning rate fall linearly to 0
+    anneal_lr: bool = True  # let learning_rate fall linearly to 0, as the paper does on Atari
     gamma: float = 0.99  # γ, the discount
     gae_lambda: float = 0.95  # λ of GAE: 0 is the one-step TD error (low variance), 1 is Monte Carlo minus V (low bias)
     num_minibatches: int = 4  # equal minibatches per epoch; must divide num_envs·num_steps
@@ -65,6 +65,7 @@ class Args:
     vf_coef: float = 0.5  # weight of the value loss 0.5 (V - V^targ)², so twice the paper's c_1
     max_grad_norm: float = 0.5  # clip the gradient of all parameters together to this L2 norm
     target_kl: float | None = None  # end an update before the first step whose minibatch has an approx_kl above this
+    desired_kl: float = 0.0  # lower the learning rate after updates above twice this KL, raise it below half; 0: off
     norm_obs: bool = True  # scale observations by their running mean and standard deviation
     norm_reward: bool = True  # divide rewards by the running std of their discounted sum; logged returns stay raw
     device: str = "cpu"  # cpu, cuda, cuda:1, ...; networks this small are fastest on the CPU
@@ -234,8 +235,7 @@ def collect(envs: gym.vector.VectorEnv, agent: Agent, obs: np.ndarray, args: Arg
         rows.append((obs_t, actions, log_probs, values, rewards, terminated, truncated))
         if truncated.any():  # obs is the next episode's already; where this one was cut off is in final_obs
             final_obs.append(np.stack(info["final_obs"][truncated]))
-        if "episode" in info:
-            episode_returns += info["episode"]["r"][info["_episode"]].tolist()
+        episode_returns += info["episode"]["r"][info["_episode"]].tolist() if "episode" in info else []
     columns = [torch.stack(column) if torch.is_tensor(column[0]) else np.stack(column) for column in zip(*rows)]
     all_obs, actions, log_probs, values, rewards, terminated, truncated = columns
     _, last_values = agent(torch.as_tensor(obs, device=args.device))
@@ -270,19 +270,20 @@ def minibatch_gradient(agent: Agent, batch: Batch, args: Args) -> tuple[Tensor, 
 def update(agent: Agent, optimizer: torch.optim.Optimizer, batch: Batch, args: Args,
            gradient_fn: Callable = minibatch_gradient) -> dict[str, float]:  # fmt: skip
     """K epochs of gradient steps; optimizer holds one vector, as in train. Returns the means of the metrics."""
-    (parameters,) = optimizer.param_groups[0]["params"]
+    group = optimizer.param_groups[0]
     order = torch.cat([torch.randperm(args.batch_size, device=args.device) for _ in range(args.update_epochs)])
     history = []
     for rows in order.split(args.batch_size // args.num_minibatches):  # equal parts: none straddles two epochs
         minibatch = Batch(*(column[rows] for column in batch))
-        parameters.grad, metrics = gradient_fn(agent, minibatch, args)
-        metrics["grad_norm"] = nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)  # openai/baselines
+        group["params"][0].grad, metrics = gradient_fn(agent, minibatch, args)
+        metrics["grad_norm"] = nn.utils.clip_grad_norm_(group["params"], args.max_grad_norm)  # openai/baselines
         history.append(torch.stack(list(metrics.values())))
         if args.target_kl is not None and metrics["approx_kl"] > args.target_kl:  # OpenAI Spinning Up
             break
         optimizer.step()
     agent.update_obs_stats(batch.obs)  # only now: before, it would shift π_θ, not π_old
-    means = dict(zip(metrics, torch.stack(history).mean(0).tolist()))
+    means = dict(zip(metrics, torch.stack(history).mean(0).tolist())) | {"learning_rate": group["lr"]}
+    group["lr"] *= 1.5 ** ((means["approx_kl"] < args.desired_kl / 2) - (means["approx_kl"] > 2 * args.desired_kl))
     return means | {"explained_variance": 1 - (batch.advantages.var() / batch.returns.var().clamp(min=1e-8)).item()}
 
 
@@ -295,7 +296,7 @@ def train(args: Args) -> Agent:
     agent = Agent(envs, args).to(args.device)
     parameters = nn.Parameter(nn.utils.parameters_to_vector(agent.parameters()).detach())
     nn.utils.vector_to_parameters(parameters.data, agent.parameters())  # views of one vector: faster to step
-    optimizer = torch.optim.Adam([parameters], eps=1e-5, fused=True)  # eps as in openai/baselines
+    optimizer = torch.optim.Adam([parameters], lr=args.learning_rate, eps=1e-5, fused=True)  # eps: openai/baselines
     act_fn, gradient_fn = act, minibatch_gradient
     if args.compile:
         torch._dynamo.config.trace_autograd_ops = True  # compiles the backward pass with the loss
@@ -305,11 +306,11 @@ def train(args: Args) -> Agent:
     with closing(envs), closing(Logger(args, global_step)) as logger:
         for iteration in range(global_step // args.batch_size, args.num_iterations):
             lr = args.learning_rate * (1 - iteration / args.num_iterations if args.anneal_lr else 1)
-            optimizer.param_groups[0]["lr"] = lr  # the paper does so on Atari
+            optimizer.param_groups[0]["lr"] = min(lr, optimizer.param_groups[0]["lr"]) if args.desired_kl else lr
             rollout, obs, episode_returns = collect(envs, agent, obs, args, global_step, act_fn)
             metrics = update(agent, optimizer, make_batch(agent, rollout, args), args, gradient_fn)
             global_step += args.batch_size
-            logger.log(metrics | {"learning_rate": lr}, episode_returns, global_step)
+            logger.log(metrics, episode_returns, global_step)
             if logger.signals or (iteration + 1) % args.checkpoint_every == 0 or iteration + 1 == args.num_iterations:
                 save_checkpoint(logger.run_dir / "checkpoint.pt", agent, optimizer, args, global_step)
                 if logger.signals:
@@ -436,13 +437,12 @@ def check(args: Args) -> None:
     for rule, holds, names in (
         ("above 0", lambda x: x > 0, "learning_rate clip_coef max_grad_norm target_kl"),
         ("between 0 and 1", lambda x: 0 <= x <= 1, "gamma gae_lambda"),
-        ("at least 0 and below 2^63", lambda x: 0 <= x < 2**63, "seed ent_coef vf_coef"),
+        ("at least 0 and below 2^63", lambda x: 0 <= x < 2**63, "seed ent_coef vf_coef desired_kl"),
         ("at least 1", lambda x: x >= 1, counts),
     ):
         for name in names.split():
-            value = getattr(args, name)
-            if value is not None and not (holds(value) and (math.isfinite(value) or name == "clip_coef")):
-                raise UserError(f"--{name.replace('_', '-')} {value}: must be a finite number {rule}")
+            if (x := getattr(args, name)) is not None and not (holds(x) and (math.isfinite(x) or name == "clip_coef")):
+                raise UserError(f"--{name.replace('_', '-')} {x}: must be a finite number {rule}")
     size, n = args.batch_size, args.num_minibatches
     batch = f"a batch has num_envs·num_steps = {args.num_envs}·{args.num_steps} = {size} rows"
     if n not in (fits := [m for m in range(1, size // 2 + 1) if size % m == 0]):

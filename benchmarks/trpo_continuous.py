@@ -211,8 +211,7 @@ def collect(envs: gym.vector.VectorEnv, agent: Agent, obs: np.ndarray, args: Arg
         rows.append((obs_t, actions, log_probs, values, rewards, terminated, truncated))
         if truncated.any():  # obs is the next episode's already; where this one was cut off is in final_obs
             final_obs.append(np.stack(info["final_obs"][truncated]))
-        if "episode" in info:
-            episode_returns += info["episode"]["r"][info["_episode"]].tolist()
+        episode_returns += info["episode"]["r"][info["_episode"]].tolist() if "episode" in info else []
     columns = [torch.stack(column) if torch.is_tensor(column[0]) else np.stack(column) for column in zip(*rows)]
     all_obs, actions, log_probs, values, rewards, terminated, truncated = columns
     _, last_values = agent(torch.as_tensor(obs, device=args.device))

@@ -187,6 +187,14 @@ def test_target_kl_ends_an_update_before_the_step_that_is_past_it():
     assert metrics["approx_kl"] == pytest.approx(np.mean(stopped_kls), rel=1e-5)
 
 
+@pytest.mark.parametrize(("desired", "factor"), [(0.4, 1 / 1.5), (0.6, 1), (1.9, 1), (2.1, 1.5)])
+def test_desired_kl_moves_the_learning_rate_by_its_factor(desired, factor):
+    kl = one_update(desired_kl=0)[0]["approx_kl"]
+    metrics, steps, _, optimizer = one_update(desired_kl=desired * kl)
+    assert metrics["learning_rate"] == 1e-3 and steps == 24  # what this update was made with
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * factor)
+
+
 def test_each_epoch_sees_each_row_once(monkeypatch):
     args, envs, agent, obs = set_up("Match", num_steps=8, num_envs=4, num_minibatches=4, update_epochs=3)
     seen = []

@@ -59,14 +59,21 @@ def test_same_seed_same_weights_to_the_bit_and_another_seed_others():
 
 CHANGES = {
     "total_timesteps": 320,
-    "learning_rate": 2e-3,
+    "learning_rate": 5e-4,
     "num_envs": 8,
     "num_steps": 32,
     "anneal_lr": False,
     "gamma": 0.5,
 }
 CHANGES |= {"gae_lambda": 0.3, "num_minibatches": 2, "update_epochs": 3, "norm_adv": False, "clip_coef": 1e-3}
-CHANGES |= {"clip_vloss": True, "ent_coef": 0.1, "vf_coef": 2.0, "max_grad_norm": 1e-3, "target_kl": 1e-6}
+CHANGES |= {
+    "clip_vloss": True,
+    "ent_coef": 0.1,
+    "vf_coef": 2.0,
+    "max_grad_norm": 1e-3,
+    "target_kl": 1e-6,
+    "desired_kl": 1e-12,
+}
 CHANGES |= {"norm_obs": False, "norm_reward": False, "env_id": "probe_envs:Sign-v0"}
 
 
@@ -90,14 +97,27 @@ def test_every_flag_is_read():
 
 @with_all_scripts
 def test_learning_rate_falls_linearly_from_its_full_value_and_stays_without_the_flag():
-    ppo.train(ppo.Args(**SMALL))
+    ppo.train(ppo.Args(**SMALL, desired_kl=0))
     (run_dir,) = Path("runs").iterdir()
     rates = scalars(run_dir, "learning_rate")
     assert list(rates) == [64, 128, 192, 256]
     assert list(rates.values()) == pytest.approx([ppo.Args().learning_rate * x for x in (1, 0.75, 0.5, 0.25)])
-    ppo.train(ppo.Args(**SMALL, anneal_lr=False, seed=2))
+    ppo.train(ppo.Args(**SMALL, anneal_lr=False, desired_kl=0, seed=2))
     (other,) = set(Path("runs").iterdir()) - {run_dir}
     assert list(scalars(other, "learning_rate").values()) == pytest.approx([ppo.Args().learning_rate] * 4)
+
+
+def test_desired_kl_moves_the_learning_rate_within_the_schedule():
+    ppo.train(ppo.Args(**SMALL, desired_kl=1e-12))  # every update is above
+    ppo.train(ppo.Args(**SMALL, desired_kl=1e12, seed=2))  # every update is below: the schedule holds it
+    full = ppo.Args().learning_rate
+    expected = {
+        1: [full, full / 1.5, full / 1.5**2, full * min(0.25, 1 / 1.5**3)],
+        2: [full * x for x in (1, 0.75, 0.5, 0.25)],
+    }
+    for seed, rates in expected.items():
+        (run_dir,) = Path("runs").glob(f"*__{seed}__*")
+        assert list(scalars(run_dir, "learning_rate").values()) == pytest.approx(rates)
 
 
 @with_all_scripts
@@ -155,7 +175,7 @@ def test_a_checkpoint_is_replaced_only_by_a_whole_one(monkeypatch):
 
 @with_all_scripts
 def test_a_killed_run_resumes_where_its_checkpoint_was_written(run):
-    flags = [*small_flags(), "--total-timesteps=1000000", "--checkpoint-every=1"]
+    flags = [*small_flags(), "--total-timesteps=1000000", "--checkpoint-every=1", "--desired-kl=0"]
     process = start(*flags)
     path = wait_for("*/checkpoint.pt", process)
     time.sleep(0.3)
