@@ -70,7 +70,7 @@ class Args:
     norm_reward: bool = True  # divide rewards by the running std of their discounted sum; logged returns stay raw
     device: str = "cpu"  # cpu, cuda, cuda:1, ...; networks this small are fastest on the CPU
     threads: int = 1  # CPU threads of torch; more gain nothing at this size
-    compile: bool = False  # compile the loss and its gradient: faster after a wait at the start; needs a C++ compiler
+    compile: bool = False  # compile acting, loss and gradient: faster after a wait at the start; needs a C++ compiler
     track: bool = False  # log to Weights & Biases, besides TensorBoard
     wandb_project_name: str = "ppo"  # project for --track
     wandb_entity: str | None = None  # team or user for --track, if not your default one
@@ -269,7 +269,7 @@ def minibatch_gradient(agent: Agent, batch: Batch, args: Args) -> tuple[Tensor, 
 
 def update(agent: Agent, optimizer: torch.optim.Optimizer, batch: Batch, args: Args,
            gradient_fn: Callable = minibatch_gradient) -> dict[str, float]:  # fmt: skip
-    """K epochs of gradient steps; optimizer holds one vector, as in train. Returns the means of the metrics."""
+    """K epochs of gradient steps on one vector, as in train; moves the learning rate (rl_games). Returns metrics."""
     group = optimizer.param_groups[0]
     order = torch.cat([torch.randperm(args.batch_size, device=args.device) for _ in range(args.update_epochs)])
     history = []

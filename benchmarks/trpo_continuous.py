@@ -10,7 +10,7 @@
 
 The policy takes one step a batch: the longest in the direction of the natural gradient that keeps the mean KL
 divergence from the old policy within δ. PPO keeps the surrogate and the importance ratios, and replaces all of
-`policy_step` by a clip and first-order steps; the rest of this file is ppo_continuous.py, to the byte. Shapes: T steps,
+`policy_step` by a clip and first-order steps. What this file shares with it is equal to the byte. Shapes: T steps,
 N environments, B rows (N·T), P policy parameters, *O and *A the shapes of one observation and one action.
 
     L(θ)            surrogate         E[π_θ(a|s)/π_old(a|s) Â], eq. 14                  surrogate
