@@ -276,12 +276,10 @@ def minibatch_gradient(agent: Agent, batch: Batch, args: Args) -> tuple[Tensor, 
 def update(agent: Agent, optimizer: torch.optim.Optimizer, batch: Batch, args: Args,
            gradient_fn: Callable = minibatch_gradient) -> dict[str, float]:  # fmt: skip
     """K epochs of gradient steps on one vector, as in train; moves the learning rate (rl_games). Returns metrics."""
-    group = optimizer.param_groups[0]
+    group, history = optimizer.param_groups[0], []
     order = torch.cat([torch.randperm(args.batch_size, device=args.device) for _ in range(args.update_epochs)])
-    history = []
     for rows in order.split(args.batch_size // args.num_minibatches):  # equal parts: none straddles two epochs
-        minibatch = Batch(*(column[rows] for column in batch))
-        group["params"][0].grad, metrics = gradient_fn(agent, minibatch, args)
+        group["params"][0].grad, metrics = gradient_fn(agent, Batch(*(column[rows] for column in batch)), args)
         metrics["grad_norm"] = nn.utils.clip_grad_norm_(group["params"], args.max_grad_norm)  # openai/baselines
         history.append(torch.stack(list(metrics.values())))
         if args.target_kl is not None and metrics["approx_kl"] > args.target_kl:  # OpenAI Spinning Up
@@ -441,13 +439,14 @@ def check(args: Args) -> None:
     """Raises UserError, before anything is created, if these arguments cannot work."""
     counts = "num_envs num_steps num_minibatches update_epochs threads checkpoint_every eval_episodes"
     for rule, holds, names in (
-        ("above 0", lambda x: x > 0, "learning_rate clip_coef max_grad_norm target_kl"),
+        ("above 0", lambda x: x > 0, "learning_rate clip_coef max_grad_norm target_kl initial_std final_std"),
         ("between 0 and 1", lambda x: 0 <= x <= 1, "gamma gae_lambda"),
         ("at least 0 and below 2^63", lambda x: 0 <= x < 2**63, "seed ent_coef vf_coef desired_kl"),
         ("at least 1", lambda x: x >= 1, counts),
     ):
         for name in names.split():
-            if (x := getattr(args, name)) is not None and not (holds(x) and (math.isfinite(x) or name == "clip_coef")):
+            x = getattr(args, name, None)
+            if x is not None and not (holds(x) and (math.isfinite(x) or name == "clip_coef")):
                 raise UserError(f"--{name.replace('_', '-')} {x}: must be a finite number {rule}")
     size, n = args.batch_size, args.num_minibatches
     batch = f"a batch has num_envs·num_steps = {args.num_envs}·{args.num_steps} = {size} rows"

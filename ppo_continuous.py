@@ -51,6 +51,8 @@ class Args:
     seed: int = 1  # seeds weights, action sampling, minibatch order and environments
     total_timesteps: int = 1_000_000  # environment steps over all num_envs, rounded down to whole batches
     learning_rate: float = 2e-3  # step size of Adam, or with desired_kl the highest
+    initial_std: float = 0.6  # standard deviation, at the start, of actions, which are in [-1, 1]
+    final_std: float | None = None  # at the end; its log falls linearly, as in the paper's Roboschool; None: learned
     num_envs: int = 16  # N, environments that act in parallel
     num_steps: int = 128  # T, steps per environment and iteration; each iteration learns from one batch of N·T steps
     anneal_lr: bool = True  # let learning_rate fall linearly to 0, as the paper does on Atari
@@ -61,7 +63,7 @@ class Args:
     norm_adv: bool = True  # standardise the advantages of each minibatch
     clip_coef: float = 0.2  # ε, the ratio is clipped to [1-ε, 1+ε]; inf turns clipping off
     clip_vloss: bool = False  # also clip the new value to within ε of the old one, in units of the scaled reward
-    ent_coef: float = 0.0  # c_2, weight of the entropy bonus
+    ent_coef: float = 0.0  # c_2, weight of the entropy bonus; without effect unless final_std is None
     vf_coef: float = 0.5  # weight of the value loss 0.5 (V - V^targ)², so twice the paper's c_1
     max_grad_norm: float = 0.5  # clip the gradient of all parameters together to this L2 norm
     target_kl: float | None = None  # end an update before the first step whose minibatch has an approx_kl above this
@@ -131,34 +133,32 @@ class Agent(nn.Module):
         obs_shape, action_shape = envs.single_observation_space.shape, envs.single_action_space.shape
         self.actor = mlp([math.prod(obs_shape), 64, 64, math.prod(action_shape)], out_gain=0.01)  # means start near 0
         self.critic = mlp([math.prod(obs_shape), 64, 64, 1], out_gain=1.0)
-        self.log_std = nn.Parameter(torch.full(action_shape, -0.5))  # the same in every state
-        self.norm_obs, self.norm_reward, self.gamma = args.norm_obs, args.norm_reward, args.gamma
+        log_std = torch.full(action_shape, math.log(args.initial_std))  # the same in every state
+        self.log_std = nn.Parameter(log_std) if args.final_std is None else nn.Buffer(log_std)
+        self.args = args
         self.obs_stats, self.return_stats = RunningMeanStd(obs_shape), RunningMeanStd(())
+        self.update_obs_stats = self.obs_stats.update  # takes observations (B, *O)
         self.running_returns = np.zeros(envs.num_envs)  # of episodes under way; not saved, as a resume starts new ones
 
     def forward(self, obs: Tensor) -> tuple[Distribution, Tensor]:
         """The policy π_θ(·|s), over actions (B, *A), and the values V(s) (B,), in observations (B, *O)."""
-        if self.norm_obs:  # not in the paper, but in openai/baselines
+        if self.args.norm_obs:  # not in the paper, but in openai/baselines
             obs = ((obs - self.obs_stats.mean) / (self.obs_stats.var + 1e-8).sqrt()).clamp(-10, 10)
         x = obs.float().reshape(len(obs), -1)
         mean = self.actor(x).view(-1, *self.log_std.shape)
-        policy = Independent(Normal(mean, self.log_std.exp(), validate_args=False), mean.dim() - 1, validate_args=False)
+        std, progress = self.log_std.exp(), (self.obs_stats.count / self.args.total_timesteps).float()
+        std = std ** (1 - progress) * (self.args.final_std or std) ** progress  # progress: the part of all steps so far
+        policy = Independent(Normal(mean, std, validate_args=False), mean.dim() - 1, validate_args=False)
         return policy, self.critic(x).squeeze(-1)
 
     def scale_rewards(self, rewards: np.ndarray, done: np.ndarray) -> np.ndarray:
         """Rewards (T, N) over the running std of the discounted sum of past rewards (openai/baselines), within ±10."""
-        if not self.norm_reward:
-            return rewards
         returns = np.zeros(rewards.shape)
         for t in range(len(rewards)):
-            returns[t] = self.gamma * self.running_returns + rewards[t]
+            returns[t] = self.args.gamma * self.running_returns + rewards[t]
             self.running_returns = returns[t] * ~done[t]
         self.return_stats.update(torch.as_tensor(returns.flatten(), device=self.return_stats.mean.device))
-        return np.clip(rewards / math.sqrt(self.return_stats.var + 1e-8), -10, 10)
-
-    def update_obs_stats(self, obs: Tensor) -> None:
-        """Merges in observations (B, *O)."""
-        self.obs_stats.update(obs)
+        return np.clip(rewards / math.sqrt(self.return_stats.var + 1e-8), -10, 10) if self.args.norm_reward else rewards
 
 
 # ---- From here on, but for check_env, nothing depends on what an observation or an action is. ------------------------
@@ -275,12 +275,10 @@ def minibatch_gradient(agent: Agent, batch: Batch, args: Args) -> tuple[Tensor, 
 def update(agent: Agent, optimizer: torch.optim.Optimizer, batch: Batch, args: Args,
            gradient_fn: Callable = minibatch_gradient) -> dict[str, float]:  # fmt: skip
     """K epochs of gradient steps on one vector, as in train; moves the learning rate (rl_games). Returns metrics."""
-    group = optimizer.param_groups[0]
+    group, history = optimizer.param_groups[0], []
     order = torch.cat([torch.randperm(args.batch_size, device=args.device) for _ in range(args.update_epochs)])
-    history = []
     for rows in order.split(args.batch_size // args.num_minibatches):  # equal parts: none straddles two epochs
-        minibatch = Batch(*(column[rows] for column in batch))
-        group["params"][0].grad, metrics = gradient_fn(agent, minibatch, args)
+        group["params"][0].grad, metrics = gradient_fn(agent, Batch(*(column[rows] for column in batch)), args)
         metrics["grad_norm"] = nn.utils.clip_grad_norm_(group["params"], args.max_grad_norm)  # openai/baselines
         history.append(torch.stack(list(metrics.values())))
         if args.target_kl is not None and metrics["approx_kl"] > args.target_kl:  # OpenAI Spinning Up
@@ -440,13 +438,14 @@ def check(args: Args) -> None:
     """Raises UserError, before anything is created, if these arguments cannot work."""
     counts = "num_envs num_steps num_minibatches update_epochs threads checkpoint_every eval_episodes"
     for rule, holds, names in (
-        ("above 0", lambda x: x > 0, "learning_rate clip_coef max_grad_norm target_kl"),
+        ("above 0", lambda x: x > 0, "learning_rate clip_coef max_grad_norm target_kl initial_std final_std"),
         ("between 0 and 1", lambda x: 0 <= x <= 1, "gamma gae_lambda"),
         ("at least 0 and below 2^63", lambda x: 0 <= x < 2**63, "seed ent_coef vf_coef desired_kl"),
         ("at least 1", lambda x: x >= 1, counts),
     ):
         for name in names.split():
-            if (x := getattr(args, name)) is not None and not (holds(x) and (math.isfinite(x) or name == "clip_coef")):
+            x = getattr(args, name, None)
+            if x is not None and not (holds(x) and (math.isfinite(x) or name == "clip_coef")):
                 raise UserError(f"--{name.replace('_', '-')} {x}: must be a finite number {rule}")
     size, n = args.batch_size, args.num_minibatches
     batch = f"a batch has num_envs·num_steps = {args.num_envs}·{args.num_steps} = {size} rows"

@@ -50,6 +50,7 @@ class Args:
     env_id: str = "HalfCheetah-v5"  # environment with Box observations and actions; "module:Id-v0" works too
     seed: int = 1  # seeds weights, action sampling, minibatch order and environments
     total_timesteps: int = 1_000_000  # environment steps over all num_envs, rounded down to whole batches
+    initial_std: float = 0.6  # standard deviation, at the start, of actions, which are in [-1, 1]; learned
     num_envs: int = 16  # N, environments that act in parallel
     num_steps: int = 128  # T, steps per environment and iteration; each iteration learns from one batch of N·T steps
     gamma: float = 0.99  # γ, the discount
@@ -75,6 +76,7 @@ class Args:
     eval_greedy: bool = True  # evaluate with the most likely action; --no-eval-greedy samples
     batch_size = property(lambda self: self.num_envs * self.num_steps)
     num_iterations = property(lambda self: self.total_timesteps // self.batch_size)
+    final_std = property(lambda self: None)  # ppo_continuous.py has a schedule; here the standard deviation is learned
 
 
 def make_envs(args: Args, num_envs: int | None = None, **kwargs: Any) -> gym.vector.VectorEnv:  # noqa: ANN401
@@ -124,34 +126,32 @@ class Agent(nn.Module):
         obs_shape, action_shape = envs.single_observation_space.shape, envs.single_action_space.shape
         self.actor = mlp([math.prod(obs_shape), 64, 64, math.prod(action_shape)], out_gain=0.01)  # means start near 0
         self.critic = mlp([math.prod(obs_shape), 64, 64, 1], out_gain=1.0)
-        self.log_std = nn.Parameter(torch.full(action_shape, -0.5))  # the same in every state
-        self.norm_obs, self.norm_reward, self.gamma = args.norm_obs, args.norm_reward, args.gamma
+        log_std = torch.full(action_shape, math.log(args.initial_std))  # the same in every state
+        self.log_std = nn.Parameter(log_std) if args.final_std is None else nn.Buffer(log_std)
+        self.args = args
         self.obs_stats, self.return_stats = RunningMeanStd(obs_shape), RunningMeanStd(())
+        self.update_obs_stats = self.obs_stats.update  # takes observations (B, *O)
         self.running_returns = np.zeros(envs.num_envs)  # of episodes under way; not saved, as a resume starts new ones
 
     def forward(self, obs: Tensor) -> tuple[Distribution, Tensor]:
         """The policy π_θ(·|s), over actions (B, *A), and the values V(s) (B,), in observations (B, *O)."""
-        if self.norm_obs:  # not in the paper, but in openai/baselines
+        if self.args.norm_obs:  # not in the paper, but in openai/baselines
             obs = ((obs - self.obs_stats.mean) / (self.obs_stats.var + 1e-8).sqrt()).clamp(-10, 10)
         x = obs.float().reshape(len(obs), -1)
         mean = self.actor(x).view(-1, *self.log_std.shape)
-        policy = Independent(Normal(mean, self.log_std.exp(), validate_args=False), mean.dim() - 1, validate_args=False)
+        std, progress = self.log_std.exp(), (self.obs_stats.count / self.args.total_timesteps).float()
+        std = std ** (1 - progress) * (self.args.final_std or std) ** progress  # progress: the part of all steps so far
+        policy = Independent(Normal(mean, std, validate_args=False), mean.dim() - 1, validate_args=False)
         return policy, self.critic(x).squeeze(-1)
 
     def scale_rewards(self, rewards: np.ndarray, done: np.ndarray) -> np.ndarray:
         """Rewards (T, N) over the running std of the discounted sum of past rewards (openai/baselines), within ±10."""
-        if not self.norm_reward:
-            return rewards
         returns = np.zeros(rewards.shape)
         for t in range(len(rewards)):
-            returns[t] = self.gamma * self.running_returns + rewards[t]
+            returns[t] = self.args.gamma * self.running_returns + rewards[t]
             self.running_returns = returns[t] * ~done[t]
         self.return_stats.update(torch.as_tensor(returns.flatten(), device=self.return_stats.mean.device))
-        return np.clip(rewards / math.sqrt(self.return_stats.var + 1e-8), -10, 10)
-
-    def update_obs_stats(self, obs: Tensor) -> None:
-        """Merges in observations (B, *O)."""
-        self.obs_stats.update(obs)
+        return np.clip(rewards / math.sqrt(self.return_stats.var + 1e-8), -10, 10) if self.args.norm_reward else rewards
 
 
 class Rollout(NamedTuple):
@@ -440,7 +440,7 @@ def check(args: Args) -> None:
     """Raises UserError, before anything is created, if these arguments cannot work."""
     counts = "num_envs num_steps num_minibatches threads checkpoint_every eval_episodes cg_iterations critic_epochs"
     for rule, holds, names in (
-        ("above 0", lambda x: x > 0, "max_kl critic_learning_rate"),
+        ("above 0", lambda x: x > 0, "max_kl critic_learning_rate initial_std"),
         ("between 0 and 1", lambda x: 0 <= x <= 1, "gamma gae_lambda"),
         ("at least 0 and below 2^63", lambda x: 0 <= x < 2**63, "seed damping"),
         ("at least 1", lambda x: x >= 1, counts),

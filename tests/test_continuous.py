@@ -1,5 +1,7 @@
 """What only ppo_continuous.py has: Gaussian actions, and the way from them to an environment's bounds."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -43,7 +45,32 @@ def test_the_first_policy_is_nearly_the_same_everywhere_and_the_first_values_are
     with torch.no_grad():
         policy, values = agent(torch.randn(1000, 4).double())
     assert policy.mean.abs().max() < 0.05 < 0.2 < values.std()
-    torch.testing.assert_close(policy.stddev, torch.full((1000, 1), 0.6065), rtol=0, atol=1e-3)
+    torch.testing.assert_close(policy.stddev, torch.full((1000, 1), 0.6))
+
+
+def std_after(agent, rows):
+    """The policy's standard deviation once so many observations were learned from."""
+    agent.obs_stats.count.fill_(rows)
+    with torch.no_grad():
+        return agent(torch.zeros(2, 4).double())[0].stddev
+
+
+@pytest.mark.parametrize("rows, expected", [(0, 0.8), (250, 0.8 * 0.5**0.5), (500, 0.4), (1000, 0.2)])
+def test_the_log_of_the_standard_deviation_falls_linearly(rows, expected):
+    _, _, agent, _ = set_up("Ragged", total_timesteps=1000, initial_std=0.8, final_std=0.2)
+    torch.testing.assert_close(std_after(agent, rows), torch.full((2, 1), expected))
+    assert "log_std" not in dict(agent.named_parameters())
+
+
+def test_without_a_final_value_the_standard_deviation_is_learned():
+    args, envs, agent, obs = set_up("Ragged", total_timesteps=1000, initial_std=0.8, final_std=None)
+    torch.testing.assert_close(std_after(agent, 500), torch.full((2, 1), 0.8))
+    agent.log_std.data += 1
+    torch.testing.assert_close(std_after(agent, 0), torch.full((2, 1), 0.8 * math.e))
+    batch = ppo.make_batch(agent, ppo.collect(envs, agent, obs, args, 0)[0], args)
+    gradient, _ = ppo.minibatch_gradient(agent, batch, args)
+    first = dict(agent.named_parameters())
+    assert next(iter(first)) == "log_std" and gradient[0] != 0
 
 
 @pytest.mark.parametrize("action", [-1.0, 1.0, 0.3, 99.0])
