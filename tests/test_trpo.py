@@ -87,7 +87,9 @@ def test_an_accepted_step_gains_and_stays_in_the_trust_region(problem, max_kl):
     policy, _ = agent(batch.obs)
     kl = trpo.kl_divergence(old_policy, policy).mean().item()
     assert metrics["approx_kl"] == pytest.approx(kl) and 0.1 * max_kl < kl <= max_kl
-    assert metrics["surrogate_gain"] == pytest.approx(trpo.surrogate(policy, batch).item() - before) and abs(before) < 1e-6
+    assert (
+        metrics["surrogate_gain"] == pytest.approx(trpo.surrogate(policy, batch).item() - before) and abs(before) < 1e-6
+    )
     assert metrics["surrogate_gain"] > 0 and metrics["backtracks"] < 10
 
 
