@@ -1,5 +1,7 @@
 """What make_envs, collect, make_batch and update do, against what the probe environments are known to do."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -123,7 +125,7 @@ def test_observations_are_scaled_by_what_was_seen_before_and_clipped():
     rollout, _, _ = ppo.collect(envs, agent, obs, args, 0)
     x = torch.tensor([[1.0, 1.0], [900.0, -900.0]], dtype=torch.float64)
     for norm, shown in ((False, x), (True, x.clamp(-10, 10))):  # no statistics yet: mean 0, variance 1
-        agent.norm_obs = norm
+        agent.args = replace(args, norm_obs=norm)
         torch.testing.assert_close(agent(x)[1], agent.critic(shown.float()).squeeze(-1))
     agent.update_obs_stats(rollout.obs.flatten(0, 1))
     seen = rollout.obs.numpy().reshape(-1, 2)

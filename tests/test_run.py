@@ -90,7 +90,7 @@ def test_every_flag_is_read():
     reads = {
         node.attr
         for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ("args", "self")
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("args", "self.args", "self")
     }
     assert {field.name for field in fields(ppo.Args)} <= reads
 
