@@ -31,7 +31,6 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -52,7 +51,7 @@ class Args:
     protocol: Literal["classic", "machado"] = "classic"  # sticky actions and lives: see make_envs
     seed: int = 1  # seeds weights, action sampling, minibatch order and environments
     total_timesteps: int = 10_000_000  # environment steps over all num_envs, rounded down to whole batches
-    learning_rate: float = 2.5e-4  # step size of Adam, or with desired_kl the highest
+    learning_rate: float = 2.5e-4  # step size of Adam; with desired_kl the policy's is at most that
     num_envs: int = 8  # N, environments that act in parallel
     num_steps: int = 128  # T, steps per environment and iteration; each iteration learns from one batch of N·T steps
     anneal_lr: bool = True  # let learning_rate fall linearly to 0, as the paper does on Atari
@@ -67,7 +66,7 @@ class Args:
     vf_coef: float = 0.5  # weight of the value loss 0.5 (V - V^targ)², so twice the paper's c_1
     max_grad_norm: float = 0.5  # clip the gradient of all parameters together to this L2 norm
     target_kl: float | None = None  # end an update before the first step whose minibatch has an approx_kl above this
-    desired_kl: float = 0.0  # lower the learning rate after updates above twice this KL, raise it below half; 0: off
+    desired_kl: float = 0.0  # lower the policy's rate after updates above twice this KL, raise it below half; 0: off
     device: str = "cuda" if torch.cuda.is_available() else "cpu"  # cpu, cuda, cuda:1, ...
     threads: int = 2  # CPU threads of torch, which pauses while the games play in threads of their own
     bf16: bool = False  # compute the convolutions in bfloat16; weights, heads and loss stay float32
@@ -92,11 +91,11 @@ def make_envs(args: Args, num_envs: int | None = None, **kwargs: Any) -> gym.vec
     The protocols differ in two ways. classic, near to openai/baselines': no sticky actions, and a lost life ends the
     bootstrap but not the game. machado: the sticky actions of Machado et al. 2018, and lives play no part."""
     mode = gym.vector.AutoresetMode.SAME_STEP  # no step is spent on a reset: all rows are real
-    sticky = 0.25 if args.protocol == "machado" else 0.0  # the probability, at each frame, that the last action goes on
+    sticky = {"classic": 0.0, "machado": 0.25}[args.protocol]  # probability, each frame, that the last action goes on
     kwargs = {"repeat_action_probability": sticky, "max_num_frames_per_episode": 108_000} | kwargs  # then truncated
     if "render_mode" in kwargs:  # ALE's threads cannot render: one game, with the same frames, started without FIRE
-        stack = partial(gym.wrappers.FrameStackObservation, stack_size=4, padding_type="zero")
-        kwargs["wrappers"] = [gym.wrappers.AtariPreprocessing, stack, *kwargs["wrappers"]]
+        stack = [lambda env: gym.wrappers.FrameStackObservation(env, 4, padding_type="zero")]
+        kwargs["wrappers"] = [gym.wrappers.AtariPreprocessing, *stack, *kwargs["wrappers"]]
         envs = gym.make_vec(args.game, num_envs, "sync", {"autoreset_mode": mode}, frameskip=1, **kwargs)
         return gym.wrappers.vector.RecordEpisodeStatistics(envs)
     options = {"frameskip": 4, "maxpool": True, "stack_num": 4, "noop_max": 30, "use_fire_reset": True}
@@ -141,8 +140,7 @@ class Agent(nn.Module):
             layer_init(nn.Conv2d(64, 64, 3, stride=1)), nn.ReLU(inplace=True), nn.Flatten(),
             layer_init(nn.Linear(64 * 7 * 7, 512)), nn.ReLU(inplace=True),
         )  # fmt: skip
-        n_actions = int(envs.single_action_space.n)
-        self.actor = layer_init(nn.Linear(512, n_actions), 0.01)  # all actions start equally likely
+        self.actor = layer_init(nn.Linear(512, int(envs.single_action_space.n)), 0.01)  # at first equally likely
         self.critic = layer_init(nn.Linear(512, 1), 1.0)
         self.bf16 = args.bf16
 
@@ -150,8 +148,7 @@ class Agent(nn.Module):
         """The policy π_θ(·|s), over actions (B,), and the values V(s) (B,), in frames (B, 4, 84, 84) of 0 to 255."""
         x = obs.to(memory_format=torch.channels_last).float().div_(255)  # bytes are the cheapest to reorder
         with torch.autocast(obs.device.type, torch.bfloat16, enabled=self.bf16):
-            x = self.features(x)
-        x = x.float()
+            x = self.features(x).float()
         return Categorical(logits=self.actor(x), validate_args=False), self.critic(x).squeeze(-1)
 
     def scale_rewards(self, rewards: np.ndarray, done: np.ndarray) -> np.ndarray:
@@ -262,6 +259,15 @@ def make_batch(agent: Agent, rollout: Rollout, args: Args) -> Batch:
     return Batch(*(torch.as_tensor(column, device=args.device).flatten(0, 1) for column in columns))
 
 
+def make_optimizer(agent: Agent, args: Args) -> torch.optim.Optimizer:
+    """Adam with the critic apart from the rest: two vectors (faster to step), of which the parameters become views."""
+    vector = nn.utils.parameters_to_vector(agent.parameters()).detach()
+    nn.utils.vector_to_parameters(vector, agent.parameters())
+    n = sum(p.numel() for p in agent.critic.parameters())  # the last ones
+    groups = [{"params": vector[:-n]}, {"params": vector[-n:]}]
+    return torch.optim.Adam(groups, lr=args.learning_rate, eps=1e-5, fused=True)  # eps: openai/baselines
+
+
 def minibatch_gradient(agent: Agent, batch: Batch, args: Args) -> tuple[Tensor, dict[str, Tensor]]:
     """The gradient of ppo_loss in all P parameters as one vector (P,), in their order, and the metrics."""
     policy, values = agent(batch.obs)
@@ -275,19 +281,22 @@ def minibatch_gradient(agent: Agent, batch: Batch, args: Args) -> tuple[Tensor, 
 
 def update(agent: Agent, optimizer: torch.optim.Optimizer, batch: Batch, args: Args,
            gradient_fn: Callable = minibatch_gradient) -> dict[str, float]:  # fmt: skip
-    """K epochs of gradient steps on one vector, as in train; moves the learning rate (rl_games). Returns metrics."""
-    group, history = optimizer.param_groups[0], []
+    """K epochs of gradient steps; moves the policy's learning rate as in rl_games. Returns the metrics' means."""
+    policy, critic = optimizer.param_groups
+    vectors, history = [policy["params"][0], critic["params"][0]], []
     order = torch.cat([torch.randperm(args.batch_size, device=args.device) for _ in range(args.update_epochs)])
     for rows in order.split(args.batch_size // args.num_minibatches):  # equal parts: none straddles two epochs
-        group["params"][0].grad, metrics = gradient_fn(agent, Batch(*(column[rows] for column in batch)), args)
-        metrics["grad_norm"] = nn.utils.clip_grad_norm_(group["params"], args.max_grad_norm)  # openai/baselines
+        gradient, metrics = gradient_fn(agent, Batch(*(column[rows] for column in batch)), args)
+        metrics["grad_norm"] = gradient.norm()
+        gradient *= (args.max_grad_norm / metrics["grad_norm"]).clamp(max=1)  # openai/baselines
+        vectors[0].grad, vectors[1].grad = gradient.split([len(vector) for vector in vectors])
         history.append(torch.stack(list(metrics.values())))
         if args.target_kl is not None and metrics["approx_kl"] > args.target_kl:  # OpenAI Spinning Up
             break
         optimizer.step()
     agent.update_obs_stats(batch.obs)  # only now: before, it would shift π_θ, not π_old
-    means = dict(zip(metrics, torch.stack(history).mean(0).tolist())) | {"learning_rate": group["lr"]}
-    group["lr"] *= 1.5 ** ((means["approx_kl"] < args.desired_kl / 2) - (means["approx_kl"] > 2 * args.desired_kl))
+    means = dict(zip(metrics, torch.stack(history).mean(0).tolist())) | {"learning_rate": policy["lr"]}
+    policy["lr"] *= 1.5 ** ((means["approx_kl"] < args.desired_kl / 2) - (means["approx_kl"] > 2 * args.desired_kl))
     return means | {"explained_variance": 1 - (batch.advantages.var() / batch.returns.var().clamp(min=1e-8)).item()}
 
 
@@ -298,9 +307,7 @@ def train(args: Args) -> Agent:
     torch.set_num_threads(args.threads)
     envs = make_envs(args)
     agent = Agent(envs, args).to(args.device)
-    parameters = nn.Parameter(nn.utils.parameters_to_vector(agent.parameters()).detach())
-    nn.utils.vector_to_parameters(parameters.data, agent.parameters())  # views of one vector: faster to step
-    optimizer = torch.optim.Adam([parameters], lr=args.learning_rate, eps=1e-5, fused=True)  # eps: openai/baselines
+    optimizer = make_optimizer(agent, args)
     act_fn, gradient_fn = act, minibatch_gradient
     if args.compile:
         torch._dynamo.config.trace_autograd_ops = True  # compiles the backward pass with the loss
@@ -310,7 +317,8 @@ def train(args: Args) -> Agent:
     with closing(envs), closing(Logger(args, global_step)) as logger:
         for iteration in range(global_step // args.batch_size, args.num_iterations):
             lr = args.learning_rate * (1 - iteration / args.num_iterations if args.anneal_lr else 1)
-            optimizer.param_groups[0]["lr"] = min(lr, optimizer.param_groups[0]["lr"]) if args.desired_kl else lr
+            policy, critic = optimizer.param_groups
+            policy["lr"], critic["lr"] = min(lr, policy["lr"]) if args.desired_kl else lr, lr
             rollout, obs, episode_returns = collect(envs, agent, obs, args, global_step, act_fn)
             metrics = update(agent, optimizer, make_batch(agent, rollout, args), args, gradient_fn)
             global_step += args.batch_size
@@ -384,8 +392,8 @@ class Logger:
         new_dir = Path("runs", name.replace("/", "_").replace(":", "_"))
         self.run_dir = Path(args.resume).resolve().parent if args.resume else new_dir
         self.writer = SummaryWriter(self.run_dir, purge_step=global_step + 1 if args.resume else None)
+        print(f"{self.run_dir}: {args.num_iterations:,} iterations of {args.batch_size:,} steps", flush=True)
         total = args.num_iterations * args.batch_size
-        print(f"{self.run_dir}: {total:,} steps, {args.num_iterations:,} iterations of {args.batch_size:,}", flush=True)
         self.bar = tqdm(total=total, initial=global_step, unit=" steps", unit_scale=True, mininterval=1)
         self.returns, self.last_step, self.last_time, self.track = [], global_step, time.perf_counter(), args.track
         self.wandb("init", project=args.wandb_project_name, entity=args.wandb_entity, id=self.run_dir.name,
@@ -413,8 +421,7 @@ class Logger:
         now, steps = time.perf_counter(), global_step - self.last_step
         metrics["steps_per_second"] = steps / (now - self.last_time)
         self.returns, self.last_step, self.last_time = (self.returns + episode_returns)[-100:], global_step, now
-        if self.returns:
-            metrics["episodic_return"] = float(np.mean(self.returns))
+        metrics |= {"episodic_return": float(np.mean(self.returns))} if self.returns else {}
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise FloatingPointError(f"{name} is {value} at step {global_step:,}")
@@ -448,13 +455,11 @@ def check(args: Args) -> None:
             x = getattr(args, name, None)
             if x is not None and not (holds(x) and (math.isfinite(x) or name == "clip_coef")):
                 raise UserError(f"--{name.replace('_', '-')} {x}: must be a finite number {rule}")
-    size, n = args.batch_size, args.num_minibatches
-    batch = f"a batch has num_envs·num_steps = {args.num_envs}·{args.num_steps} = {size} rows"
-    if n not in (fits := [m for m in range(1, size // 2 + 1) if size % m == 0]):
-        nearest = min(fits, key=lambda m: abs(m - n), default="a larger --num-steps")
-        raise UserError(f"--num-minibatches {n}: {batch}, to be cut into equal minibatches of 2 or more; try {nearest}")
+    batch = f"a batch has num_envs·num_steps = {args.num_envs}·{args.num_steps} = {args.batch_size} rows"
+    if args.batch_size % args.num_minibatches or args.batch_size == args.num_minibatches:
+        raise UserError(f"--num-minibatches {args.num_minibatches}: {batch}, to divide into equal parts of 2 or more")
     if args.num_iterations < 1:
-        raise UserError(f"--total-timesteps {args.total_timesteps}: {batch}; try {size} or more")
+        raise UserError(f"--total-timesteps {args.total_timesteps}: {batch}; try that many or more")
     if args.compile and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
         raise UserError("--compile needs a C++ compiler: install g++ or clang++")
     check_env(args)
@@ -462,13 +467,10 @@ def check(args: Args) -> None:
 
 def check_env(args: Args) -> None:
     """Raises UserError if there is no such device or environment, or the environment is not one for this script."""
-    if args.protocol not in ("classic", "machado"):
-        raise UserError(f"--protocol {args.protocol}: must be classic or machado")
     try:
         torch.empty(0, device=args.device)
         if "ALE/" not in args.env_id and (":" in args.env_id or args.env_id in gym.registry):
-            kind = "continuous" if isinstance(gym.make(args.env_id).action_space, gym.spaces.Box) else "discrete"
-            raise UserError(f"{args.env_id} is not an Atari game: use ppo_{kind}.py")
+            raise UserError(f"{args.env_id} is not an Atari game: use ppo_continuous.py or ppo_discrete.py")
         gym.make(args.game)
     except (gym.error.Error, ImportError, RuntimeError, AssertionError, TypeError) as error:
         raise UserError(f"--device {args.device} --env-id {args.env_id}: {' '.join(str(error).split())}") from error

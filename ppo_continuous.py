@@ -50,15 +50,15 @@ class Args:
     env_id: str = "HalfCheetah-v5"  # environment with Box observations and actions; "module:Id-v0" works too
     seed: int = 1  # seeds weights, action sampling, minibatch order and environments
     total_timesteps: int = 1_000_000  # environment steps over all num_envs, rounded down to whole batches
-    learning_rate: float = 2e-3  # step size of Adam, or with desired_kl the highest
+    learning_rate: float = 1e-3  # step size of Adam; with desired_kl the policy's is at most that
     initial_std: float = 0.6  # standard deviation, at the start, of actions, which are in [-1, 1]
-    final_std: float | None = None  # at the end; its log falls linearly, as in the paper's Roboschool; None: learned
+    final_std: float | None = 0.08  # at the end; its log falls linearly, as in the paper's Roboschool; None: learned
     num_envs: int = 16  # N, environments that act in parallel
     num_steps: int = 128  # T, steps per environment and iteration; each iteration learns from one batch of N·T steps
     anneal_lr: bool = True  # let learning_rate fall linearly to 0, as the paper does on Atari
     gamma: float = 0.99  # γ, the discount
-    gae_lambda: float = 0.92  # λ of GAE: 0 is the one-step TD error (low variance), 1 is Monte Carlo minus V (low bias)
-    num_minibatches: int = 4  # equal minibatches per epoch; must divide num_envs·num_steps
+    gae_lambda: float = 0.95  # λ of GAE: 0 is the one-step TD error (low variance), 1 is Monte Carlo minus V (low bias)
+    num_minibatches: int = 8  # equal minibatches per epoch; must divide num_envs·num_steps
     update_epochs: int = 10  # K, passes over each batch
     norm_adv: bool = True  # standardise the advantages of each minibatch
     clip_coef: float = 0.2  # ε, the ratio is clipped to [1-ε, 1+ε]; inf turns clipping off
@@ -67,7 +67,7 @@ class Args:
     vf_coef: float = 0.5  # weight of the value loss 0.5 (V - V^targ)², so twice the paper's c_1
     max_grad_norm: float = 0.5  # clip the gradient of all parameters together to this L2 norm
     target_kl: float | None = None  # end an update before the first step whose minibatch has an approx_kl above this
-    desired_kl: float = 0.015  # lower the learning rate after updates above twice this KL, raise it below half; 0: off
+    desired_kl: float = 0.015  # lower the policy's rate after updates above twice this KL, raise it below half; 0: off
     norm_obs: bool = True  # scale observations by their running mean and standard deviation
     norm_reward: bool = True  # divide rewards by the running std of their discounted sum; logged returns stay raw
     device: str = "cpu"  # cpu, cuda, cuda:1, ...; networks this small are fastest on the CPU
@@ -112,17 +112,13 @@ class RunningMeanStd(nn.Module):
         self.mean += weight * (mean - self.mean)
 
 
-def layer_init(layer: nn.Linear | nn.Conv2d, gain: float = math.sqrt(2)) -> nn.Linear | nn.Conv2d:
-    """Orthogonal weights times gain, zero biases (openai/baselines)."""
-    nn.init.orthogonal_(layer.weight, gain)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
 def mlp(sizes: list[int], out_gain: float) -> nn.Sequential:
-    """Linear layers between these sizes, with tanh between the layers."""
-    hidden = [m for i in range(len(sizes) - 2) for m in (layer_init(nn.Linear(*sizes[i : i + 2])), nn.Tanh())]
-    return nn.Sequential(*hidden, layer_init(nn.Linear(*sizes[-2:]), out_gain))
+    """Linear layers and tanh; orthogonal weights times √2, but the last's times out_gain, as in openai/baselines."""
+    layers = [nn.Linear(*sizes[i : i + 2]) for i in range(len(sizes) - 1)]
+    for layer in layers:
+        nn.init.orthogonal_(layer.weight, out_gain if layer is layers[-1] else math.sqrt(2))
+        nn.init.zeros_(layer.bias)
+    return nn.Sequential(*[module for layer in layers for module in (layer, nn.Tanh())][:-1])
 
 
 class Agent(nn.Module):
@@ -135,8 +131,7 @@ class Agent(nn.Module):
         self.critic = mlp([math.prod(obs_shape), 64, 64, 1], out_gain=1.0)
         log_std = torch.full(action_shape, math.log(args.initial_std))  # the same in every state
         self.log_std = nn.Parameter(log_std) if args.final_std is None else nn.Buffer(log_std)
-        self.args = args
-        self.obs_stats, self.return_stats = RunningMeanStd(obs_shape), RunningMeanStd(())
+        self.args, self.obs_stats, self.return_stats = args, RunningMeanStd(obs_shape), RunningMeanStd(())
         self.update_obs_stats = self.obs_stats.update  # takes observations (B, *O)
         self.running_returns = np.zeros(envs.num_envs)  # of episodes under way; not saved, as a resume starts new ones
 
@@ -261,6 +256,15 @@ def make_batch(agent: Agent, rollout: Rollout, args: Args) -> Batch:
     return Batch(*(torch.as_tensor(column, device=args.device).flatten(0, 1) for column in columns))
 
 
+def make_optimizer(agent: Agent, args: Args) -> torch.optim.Optimizer:
+    """Adam with the critic apart from the rest: two vectors (faster to step), of which the parameters become views."""
+    vector = nn.utils.parameters_to_vector(agent.parameters()).detach()
+    nn.utils.vector_to_parameters(vector, agent.parameters())
+    n = sum(p.numel() for p in agent.critic.parameters())  # the last ones
+    groups = [{"params": vector[:-n]}, {"params": vector[-n:]}]
+    return torch.optim.Adam(groups, lr=args.learning_rate, eps=1e-5, fused=True)  # eps: openai/baselines
+
+
 def minibatch_gradient(agent: Agent, batch: Batch, args: Args) -> tuple[Tensor, dict[str, Tensor]]:
     """The gradient of ppo_loss in all P parameters as one vector (P,), in their order, and the metrics."""
     policy, values = agent(batch.obs)
@@ -274,19 +278,22 @@ def minibatch_gradient(agent: Agent, batch: Batch, args: Args) -> tuple[Tensor, 
 
 def update(agent: Agent, optimizer: torch.optim.Optimizer, batch: Batch, args: Args,
            gradient_fn: Callable = minibatch_gradient) -> dict[str, float]:  # fmt: skip
-    """K epochs of gradient steps on one vector, as in train; moves the learning rate (rl_games). Returns metrics."""
-    group, history = optimizer.param_groups[0], []
+    """K epochs of gradient steps; moves the policy's learning rate as in rl_games. Returns the metrics' means."""
+    policy, critic = optimizer.param_groups
+    vectors, history = [policy["params"][0], critic["params"][0]], []
     order = torch.cat([torch.randperm(args.batch_size, device=args.device) for _ in range(args.update_epochs)])
     for rows in order.split(args.batch_size // args.num_minibatches):  # equal parts: none straddles two epochs
-        group["params"][0].grad, metrics = gradient_fn(agent, Batch(*(column[rows] for column in batch)), args)
-        metrics["grad_norm"] = nn.utils.clip_grad_norm_(group["params"], args.max_grad_norm)  # openai/baselines
+        gradient, metrics = gradient_fn(agent, Batch(*(column[rows] for column in batch)), args)
+        metrics["grad_norm"] = gradient.norm()
+        gradient *= (args.max_grad_norm / metrics["grad_norm"]).clamp(max=1)  # openai/baselines
+        vectors[0].grad, vectors[1].grad = gradient.split([len(vector) for vector in vectors])
         history.append(torch.stack(list(metrics.values())))
         if args.target_kl is not None and metrics["approx_kl"] > args.target_kl:  # OpenAI Spinning Up
             break
         optimizer.step()
     agent.update_obs_stats(batch.obs)  # only now: before, it would shift π_θ, not π_old
-    means = dict(zip(metrics, torch.stack(history).mean(0).tolist())) | {"learning_rate": group["lr"]}
-    group["lr"] *= 1.5 ** ((means["approx_kl"] < args.desired_kl / 2) - (means["approx_kl"] > 2 * args.desired_kl))
+    means = dict(zip(metrics, torch.stack(history).mean(0).tolist())) | {"learning_rate": policy["lr"]}
+    policy["lr"] *= 1.5 ** ((means["approx_kl"] < args.desired_kl / 2) - (means["approx_kl"] > 2 * args.desired_kl))
     return means | {"explained_variance": 1 - (batch.advantages.var() / batch.returns.var().clamp(min=1e-8)).item()}
 
 
@@ -297,9 +304,7 @@ def train(args: Args) -> Agent:
     torch.set_num_threads(args.threads)
     envs = make_envs(args)
     agent = Agent(envs, args).to(args.device)
-    parameters = nn.Parameter(nn.utils.parameters_to_vector(agent.parameters()).detach())
-    nn.utils.vector_to_parameters(parameters.data, agent.parameters())  # views of one vector: faster to step
-    optimizer = torch.optim.Adam([parameters], lr=args.learning_rate, eps=1e-5, fused=True)  # eps: openai/baselines
+    optimizer = make_optimizer(agent, args)
     act_fn, gradient_fn = act, minibatch_gradient
     if args.compile:
         torch._dynamo.config.trace_autograd_ops = True  # compiles the backward pass with the loss
@@ -309,7 +314,8 @@ def train(args: Args) -> Agent:
     with closing(envs), closing(Logger(args, global_step)) as logger:
         for iteration in range(global_step // args.batch_size, args.num_iterations):
             lr = args.learning_rate * (1 - iteration / args.num_iterations if args.anneal_lr else 1)
-            optimizer.param_groups[0]["lr"] = min(lr, optimizer.param_groups[0]["lr"]) if args.desired_kl else lr
+            policy, critic = optimizer.param_groups
+            policy["lr"], critic["lr"] = min(lr, policy["lr"]) if args.desired_kl else lr, lr
             rollout, obs, episode_returns = collect(envs, agent, obs, args, global_step, act_fn)
             metrics = update(agent, optimizer, make_batch(agent, rollout, args), args, gradient_fn)
             global_step += args.batch_size
@@ -383,8 +389,8 @@ class Logger:
         new_dir = Path("runs", name.replace("/", "_").replace(":", "_"))
         self.run_dir = Path(args.resume).resolve().parent if args.resume else new_dir
         self.writer = SummaryWriter(self.run_dir, purge_step=global_step + 1 if args.resume else None)
+        print(f"{self.run_dir}: {args.num_iterations:,} iterations of {args.batch_size:,} steps", flush=True)
         total = args.num_iterations * args.batch_size
-        print(f"{self.run_dir}: {total:,} steps, {args.num_iterations:,} iterations of {args.batch_size:,}", flush=True)
         self.bar = tqdm(total=total, initial=global_step, unit=" steps", unit_scale=True, mininterval=1)
         self.returns, self.last_step, self.last_time, self.track = [], global_step, time.perf_counter(), args.track
         self.wandb("init", project=args.wandb_project_name, entity=args.wandb_entity, id=self.run_dir.name,
@@ -412,8 +418,7 @@ class Logger:
         now, steps = time.perf_counter(), global_step - self.last_step
         metrics["steps_per_second"] = steps / (now - self.last_time)
         self.returns, self.last_step, self.last_time = (self.returns + episode_returns)[-100:], global_step, now
-        if self.returns:
-            metrics["episodic_return"] = float(np.mean(self.returns))
+        metrics |= {"episodic_return": float(np.mean(self.returns))} if self.returns else {}
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise FloatingPointError(f"{name} is {value} at step {global_step:,}")
@@ -447,13 +452,11 @@ def check(args: Args) -> None:
             x = getattr(args, name, None)
             if x is not None and not (holds(x) and (math.isfinite(x) or name == "clip_coef")):
                 raise UserError(f"--{name.replace('_', '-')} {x}: must be a finite number {rule}")
-    size, n = args.batch_size, args.num_minibatches
-    batch = f"a batch has num_envs·num_steps = {args.num_envs}·{args.num_steps} = {size} rows"
-    if n not in (fits := [m for m in range(1, size // 2 + 1) if size % m == 0]):
-        nearest = min(fits, key=lambda m: abs(m - n), default="a larger --num-steps")
-        raise UserError(f"--num-minibatches {n}: {batch}, to be cut into equal minibatches of 2 or more; try {nearest}")
+    batch = f"a batch has num_envs·num_steps = {args.num_envs}·{args.num_steps} = {args.batch_size} rows"
+    if args.batch_size % args.num_minibatches or args.batch_size == args.num_minibatches:
+        raise UserError(f"--num-minibatches {args.num_minibatches}: {batch}, to divide into equal parts of 2 or more")
     if args.num_iterations < 1:
-        raise UserError(f"--total-timesteps {args.total_timesteps}: {batch}; try {size} or more")
+        raise UserError(f"--total-timesteps {args.total_timesteps}: {batch}; try that many or more")
     if args.compile and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
         raise UserError("--compile needs a C++ compiler: install g++ or clang++")
     check_env(args)
@@ -461,8 +464,6 @@ def check(args: Args) -> None:
 
 def check_env(args: Args) -> None:
     """Raises UserError if there is no such device or environment, or the environment is not one for this script."""
-    if "ALE/" in args.env_id:
-        raise UserError(f"{args.env_id} is an Atari game: use ppo_atari.py")
     try:
         torch.empty(0, dtype=torch.float64, device=args.device)
         env = gym.make(args.env_id)

@@ -105,17 +105,13 @@ class RunningMeanStd(nn.Module):
         self.mean += weight * (mean - self.mean)
 
 
-def layer_init(layer: nn.Linear | nn.Conv2d, gain: float = math.sqrt(2)) -> nn.Linear | nn.Conv2d:
-    """Orthogonal weights times gain, zero biases (openai/baselines)."""
-    nn.init.orthogonal_(layer.weight, gain)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
 def mlp(sizes: list[int], out_gain: float) -> nn.Sequential:
-    """Linear layers between these sizes, with tanh between the layers."""
-    hidden = [m for i in range(len(sizes) - 2) for m in (layer_init(nn.Linear(*sizes[i : i + 2])), nn.Tanh())]
-    return nn.Sequential(*hidden, layer_init(nn.Linear(*sizes[-2:]), out_gain))
+    """Linear layers and tanh; orthogonal weights times √2, but the last's times out_gain, as in openai/baselines."""
+    layers = [nn.Linear(*sizes[i : i + 2]) for i in range(len(sizes) - 1)]
+    for layer in layers:
+        nn.init.orthogonal_(layer.weight, out_gain if layer is layers[-1] else math.sqrt(2))
+        nn.init.zeros_(layer.bias)
+    return nn.Sequential(*[module for layer in layers for module in (layer, nn.Tanh())][:-1])
 
 
 class Agent(nn.Module):
@@ -128,8 +124,7 @@ class Agent(nn.Module):
         self.critic = mlp([math.prod(obs_shape), 64, 64, 1], out_gain=1.0)
         log_std = torch.full(action_shape, math.log(args.initial_std))  # the same in every state
         self.log_std = nn.Parameter(log_std) if args.final_std is None else nn.Buffer(log_std)
-        self.args = args
-        self.obs_stats, self.return_stats = RunningMeanStd(obs_shape), RunningMeanStd(())
+        self.args, self.obs_stats, self.return_stats = args, RunningMeanStd(obs_shape), RunningMeanStd(())
         self.update_obs_stats = self.obs_stats.update  # takes observations (B, *O)
         self.running_returns = np.zeros(envs.num_envs)  # of episodes under way; not saved, as a resume starts new ones
 
@@ -385,8 +380,8 @@ class Logger:
         new_dir = Path("runs", name.replace("/", "_").replace(":", "_"))
         self.run_dir = Path(args.resume).resolve().parent if args.resume else new_dir
         self.writer = SummaryWriter(self.run_dir, purge_step=global_step + 1 if args.resume else None)
+        print(f"{self.run_dir}: {args.num_iterations:,} iterations of {args.batch_size:,} steps", flush=True)
         total = args.num_iterations * args.batch_size
-        print(f"{self.run_dir}: {total:,} steps, {args.num_iterations:,} iterations of {args.batch_size:,}", flush=True)
         self.bar = tqdm(total=total, initial=global_step, unit=" steps", unit_scale=True, mininterval=1)
         self.returns, self.last_step, self.last_time, self.track = [], global_step, time.perf_counter(), args.track
         self.wandb("init", project=args.wandb_project_name, entity=args.wandb_entity, id=self.run_dir.name,
@@ -414,8 +409,7 @@ class Logger:
         now, steps = time.perf_counter(), global_step - self.last_step
         metrics["steps_per_second"] = steps / (now - self.last_time)
         self.returns, self.last_step, self.last_time = (self.returns + episode_returns)[-100:], global_step, now
-        if self.returns:
-            metrics["episodic_return"] = float(np.mean(self.returns))
+        metrics |= {"episodic_return": float(np.mean(self.returns))} if self.returns else {}
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise FloatingPointError(f"{name} is {value} at step {global_step:,}")
@@ -461,8 +455,6 @@ def check(args: Args) -> None:
 
 def check_env(args: Args) -> None:
     """Raises UserError if there is no such device or environment, or the environment is not one for this script."""
-    if "ALE/" in args.env_id:
-        raise UserError(f"{args.env_id} is an Atari game: use ppo_atari.py")
     try:
         torch.empty(0, dtype=torch.float64, device=args.device)
         env = gym.make(args.env_id)

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import torch
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 ROOT = Path(__file__).parent.parent
 started = []  # processes of the test that runs
@@ -46,13 +44,6 @@ def script(request, monkeypatch):
     module.SMALL = {"env_id": kind.small, "num_envs": 4, "num_steps": 16, "total_timesteps": 256}
     module.SMALL |= {"eval_episodes": 2, "threads": 1}
     monkeypatch.setenv("PROBE_ACTIONS", kind.actions)
-
-
-def optimizer_of(agent, **options):
-    """Adam as train makes it: over one vector, of which the agent's parameters become views."""
-    vector = torch.nn.Parameter(parameters_to_vector(agent.parameters()).detach())
-    vector_to_parameters(vector.data, agent.parameters())
-    return torch.optim.Adam([vector], **options)
 
 
 def start(*flags, script):

@@ -7,7 +7,6 @@ import numpy as np
 import probe_envs
 import pytest
 import torch
-from conftest import optimizer_of
 
 import ppo_atari as ppo
 
@@ -156,9 +155,13 @@ def test_the_limit_is_108000_frames(monkeypatch, kwargs):
     assert seen["max_num_frames_per_episode"] == 108_000
 
 
-def test_another_protocol_is_refused():
-    with pytest.raises(ppo.UserError, match="--protocol modern: must be classic or machado"):
-        ppo.check(ppo.Args(protocol="modern"))
+def test_another_protocol_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["ppo_atari.py", "--protocol", "modern"])
+    with pytest.raises(SystemExit, match="2"):
+        ppo.main()
+    assert "invalid choice 'modern'" in capsys.readouterr().err
+    with pytest.raises(KeyError, match="modern"):
+        ppo.make_envs(ppo.Args(protocol="modern"))
 
 
 def test_streams_differ_between_environments_and_between_seeds_and_recur_with_the_same_seed():
@@ -215,6 +218,11 @@ def test_the_network_is_the_one_of_mnih_et_al(agents):
     assert [tuple(w.shape) for w in weights[::2]] == [
         (32, 4, 8, 8), (64, 32, 4, 4), (64, 64, 3, 3), (512, 3136), (6, 512), (1, 512),
     ]  # fmt: skip
+    for w, gain in zip(weights[::2], [2**0.5] * 4 + [0.01, 1.0], strict=True):  # orthogonal, times gain
+        w = w.flatten(1)
+        singular_values = torch.linalg.svdvals(w)
+        torch.testing.assert_close(singular_values, torch.full_like(singular_values, gain), rtol=1e-5, atol=0)
+    assert all((b == 0).all() for b in weights[1::2])
     x = frames.double() / 255
     for w, b, stride in zip(weights[:6:2], weights[1:6:2], (4, 2, 1)):
         x = torch.nn.functional.conv2d(x, w, b, stride).relu()
@@ -255,7 +263,7 @@ def test_frames_stay_uint8_from_the_game_to_the_network(monkeypatch):
     agent, (obs, _) = ppo.Agent(envs, args), envs.reset(seed=[0, 1])
     rollout, _, _ = ppo.collect(envs, agent, obs, args, 0)
     batch = ppo.make_batch(agent, rollout, args)
-    ppo.update(agent, optimizer_of(agent), batch, args)
+    ppo.update(agent, ppo.make_optimizer(agent, args), batch, args)
     assert seen == {rollout.obs.dtype, batch.obs.dtype} == {torch.uint8}
 
 
@@ -287,7 +295,7 @@ def test_the_network_learns_what_it_sees(monkeypatch):
     args = ppo.Args(num_envs=8, num_steps=16, learning_rate=1e-3)
     torch.manual_seed(1)
     agent, (obs, _) = ppo.Agent(envs, args), envs.reset(seed=list(range(8)))
-    optimizer = optimizer_of(agent, lr=args.learning_rate)
+    optimizer = ppo.make_optimizer(agent, args)
     for _ in range(15):
         rollout, obs, _ = ppo.collect(envs, agent, obs, args, 0)
         ppo.update(agent, optimizer, ppo.make_batch(agent, rollout, args), args)

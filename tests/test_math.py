@@ -183,7 +183,7 @@ def test_approx_kl_is_r_minus_1_minus_log_r():
     assert metrics["approx_kl"].item() == pytest.approx(expected, rel=1e-9)
 
 
-# ---- RunningMeanStd, layer_init, env_seeds ---------------------------------------------------------------------------
+# ---- RunningMeanStd, mlp, env_seeds ---------------------------------------------------------------------------
 
 
 def test_running_moments_are_numpys_over_all_rows():
@@ -199,12 +199,15 @@ def test_running_moments_are_numpys_over_all_rows():
     assert set(stats.state_dict()) == {"mean", "var", "count"}
 
 
-@pytest.mark.parametrize("shape", [(64, 17), (6, 64), (64, 64)])
-def test_layer_init_is_orthogonal_times_gain(shape):
-    layer = ppo.layer_init(torch.nn.Linear(shape[1], shape[0]), 0.3)
-    singular_values = torch.linalg.svdvals(layer.weight)
-    torch.testing.assert_close(singular_values, torch.full((min(shape),), 0.3))
-    assert (layer.bias == 0).all()
+def test_layers_start_orthogonal_times_gain_and_make_the_function_they_name():
+    network = ppo.mlp([17, 64, 32, 6], out_gain=0.3)
+    layers, gains = network[::2], (math.sqrt(2), math.sqrt(2), 0.3)
+    for layer, gain, shape in zip(layers, gains, ((64, 17), (32, 64), (6, 32)), strict=True):
+        assert layer.weight.shape == shape and (layer.bias == 0).all()
+        torch.testing.assert_close(torch.linalg.svdvals(layer.weight), torch.full((min(shape),), gain))
+    x = torch.randn(5, 17)
+    hidden = (x @ layers[0].weight.T).tanh()
+    torch.testing.assert_close(network(x), (hidden @ layers[1].weight.T).tanh() @ layers[2].weight.T)
 
 
 def test_environment_seeds_never_meet():

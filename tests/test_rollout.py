@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import optimizer_of
 
 ppo = TASK = None  # set by the fixture
 pytestmark = pytest.mark.usefixtures("script")
@@ -166,8 +165,9 @@ def test_the_first_minibatch_of_every_update_has_ratio_1(monkeypatch):
 
 def one_update(**flags):
     """Metrics, number of gradient steps, the approx_kl of each minibatch, and the agent, of one update."""
-    args, envs, agent, obs = set_up("Match", num_steps=32, num_envs=8, num_minibatches=8, update_epochs=3, **flags)
-    optimizer, steps, kls = optimizer_of(agent, lr=1e-3), [], []
+    flags = {"num_steps": 32, "num_envs": 8, "num_minibatches": 8, "update_epochs": 3} | flags
+    args, envs, agent, obs = set_up("Match", **flags)
+    optimizer, steps, kls = ppo.make_optimizer(agent, replace(args, learning_rate=1e-3)), [], []
     optimizer.register_step_post_hook(lambda *_: steps.append(1))
 
     def gradient_fn(*args):
@@ -194,7 +194,22 @@ def test_desired_kl_moves_the_learning_rate_by_its_factor(desired, factor):
     kl = one_update(desired_kl=0)[0]["approx_kl"]
     metrics, steps, _, optimizer = one_update(desired_kl=desired * kl)
     assert metrics["learning_rate"] == 1e-3 and steps == 24  # what this update was made with
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * factor)
+    policy, critic = optimizer.param_groups
+    assert policy["lr"] == pytest.approx(1e-3 * factor) and critic["lr"] == 1e-3
+
+
+def test_the_optimizer_steps_the_critic_apart_from_all_else():
+    """At learning rates 1 and 0 one half of the parameters moves, and the other does not, whatever the gradient."""
+    args, _, agent, _ = set_up("Match")
+    optimizer = ppo.make_optimizer(agent, args)
+    assert [group["lr"] for group in optimizer.param_groups] == [args.learning_rate] * 2
+    for moving in (0, 1):
+        before = {name: p.detach().clone() for name, p in agent.named_parameters()}
+        for i, group in enumerate(optimizer.param_groups):
+            group["lr"], group["params"][0].grad = float(i == moving), torch.ones_like(group["params"][0])
+        optimizer.step()
+        for name, p in agent.named_parameters():
+            assert (p != before[name]).all() == (name.startswith("critic.") == bool(moving)), name
 
 
 def test_each_epoch_sees_each_row_once(monkeypatch):
@@ -207,7 +222,7 @@ def test_each_epoch_sees_each_row_once(monkeypatch):
 
     batch = ppo.make_batch(agent, ppo.collect(envs, agent, obs, args, 0)[0], args)
     batch = batch._replace(returns=torch.arange(32.0))
-    ppo.update(agent, optimizer_of(agent), batch, args, gradient_fn)
+    ppo.update(agent, ppo.make_optimizer(agent, args), batch, args, gradient_fn)
     epochs = [[row for rows in seen[i : i + 4] for row in rows] for i in (0, 4, 8)]
     assert all(sorted(epoch) == list(range(32)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2] and epochs[0] != list(range(32))
@@ -230,20 +245,21 @@ def test_advantages_are_standardised_in_each_minibatch_and_only_with_the_flag():
         torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_gradients_are_cut_to_max_grad_norm():
-    for limit in (0.5, 1e-3):
-        optimizer = one_update(max_grad_norm=limit)[3]
-        norm = optimizer.param_groups[0]["params"][0].grad.norm().item()
-        assert norm <= limit * 1.001
-    metrics, *_ = one_update(max_grad_norm=1e-3)
-    assert metrics["grad_norm"] > 1e-3  # what is logged is the norm before
+def test_gradients_longer_than_max_grad_norm_are_shortened_to_it_together():
+    gradients = {}
+    for limit in (1e9, 1e-3):
+        metrics, _, _, optimizer = one_update(max_grad_norm=limit, num_minibatches=1, update_epochs=1)
+        gradients[limit] = torch.cat([group["params"][0].grad for group in optimizer.param_groups])
+        assert metrics["grad_norm"] == pytest.approx(gradients[1e9].norm().item(), rel=1e-5)  # logged as it was before
+    assert gradients[1e9].norm() > 0.01
+    torch.testing.assert_close(gradients[1e-3], gradients[1e9] * (1e-3 / gradients[1e9].norm()))
 
 
 def test_explained_variance():
     args, envs, agent, obs = set_up("Match")
     batch = ppo.make_batch(agent, ppo.collect(envs, agent, obs, args, 0)[0], args)
     batch = batch._replace(advantages=batch.returns / 2)
-    metrics = ppo.update(agent, optimizer_of(agent), batch, args)
+    metrics = ppo.update(agent, ppo.make_optimizer(agent, args), batch, args)
     assert metrics["explained_variance"] == pytest.approx(0.75)
 
 
@@ -260,7 +276,7 @@ def test_the_gradient_is_that_of_the_loss_parameter_by_parameter():
         torch.testing.assert_close(part_of(vector, agent, p), p.grad, rtol=1e-5, atol=1e-7)
         assert p.grad.abs().max() > 0
     before = [p.detach().clone() for p in agent.parameters()]
-    ppo.update(agent, optimizer_of(agent), batch, ppo.replace(args, update_epochs=1))
+    ppo.update(agent, ppo.make_optimizer(agent, args), batch, ppo.replace(args, update_epochs=1))
     assert all((p != old).any() for p, old in zip(agent.parameters(), before))
 
 

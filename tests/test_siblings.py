@@ -7,11 +7,12 @@ import re
 import pytest
 from conftest import ROOT, SCRIPTS
 
-SHARED = "RunningMeanStd layer_init mlp Rollout Batch compute_gae ppo_loss act collect make_batch minibatch_gradient"
-SHARED += " update train evaluate env_seeds save_checkpoint load_checkpoint Logger UserError check main"
+SHARED = "RunningMeanStd mlp Rollout Batch compute_gae ppo_loss act collect make_batch make_optimizer"
+SHARED += " minibatch_gradient update train evaluate env_seeds save_checkpoint load_checkpoint Logger UserError"
+SHARED += " check main"
 DIFFERENT = "Args make_envs Agent check_env"
 NOT_IN_ATARI = {"RunningMeanStd", "mlp"}
-ONLY_IN_ATARI = {"CountGames"}
+ONLY_IN_ATARI = {"CountGames", "layer_init"}
 FLAGS_OF_ATARI = {"protocol", "bf16"}
 FLAGS_NOT_OF_ATARI = {"norm_obs", "norm_reward"}
 FLAGS_OF_CONTINUOUS = {"initial_std", "final_std"}
