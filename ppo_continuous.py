@@ -57,7 +57,7 @@ class Args:
     num_steps: int = 128  # T, steps per environment and iteration; each iteration learns from one batch of N·T steps
     anneal_lr: bool = True  # let learning_rate fall linearly to 0, as the paper does on Atari
     gamma: float = 0.99  # γ, the discount
-    gae_lambda: float = 0.95  # λ of GAE: 0 is the one-step TD error (low variance), 1 is Monte Carlo minus V (low bias)
+    gae_lambda: float = 0.93  # λ of GAE: 0 is the one-step TD error (low variance), 1 is Monte Carlo minus V (low bias)
     num_minibatches: int = 8  # equal minibatches per epoch; must divide num_envs·num_steps
     update_epochs: int = 10  # K, passes over each batch
     norm_adv: bool = True  # standardise the advantages of each minibatch
