@@ -21,6 +21,7 @@ T steps, N environments, B rows (N·T, or a minibatch of them), *O and *A the sh
     V_t^targ        returns           Â_t + V(s_t), what the value function fits        make_batch
 """
 
+import copy
 import math
 import os
 import shutil
@@ -40,7 +41,7 @@ import numpy as np
 import torch
 import tyro
 from torch import Tensor, nn
-from torch.distributions import Categorical, Distribution
+from torch.distributions import Categorical, Distribution, kl_divergence
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -60,10 +61,13 @@ class Args:
     update_epochs: int = 10  # K, passes over each batch
     norm_adv: bool = True  # standardise the advantages of each minibatch
     clip_coef: float = 0.2  # ε, the ratio is clipped to [1-ε, 1+ε]; inf turns clipping off
+    anneal_clip_coef: bool = False  # let ε fall linearly to 0, as the paper does on Atari
     clip_vloss: bool = False  # also clip the new value to within ε of the old one, in units of the scaled reward
     ent_coef: float = 0.0  # c_2, weight of the entropy bonus
     vf_coef: float = 0.5  # weight of the value loss 0.5 (V - V^targ)², so twice the paper's c_1
     max_grad_norm: float = 0.5  # clip the gradient of all parameters together to this L2 norm
+    kl_coef: float = 0.0  # β at the start, the weight of a penalty on the KL divergence, eq. 8; 0: no penalty
+    kl_coef_target: float = 0.01  # d_targ: β doubles after a KL above 1.5 d_targ, and halves below d_targ / 1.5
     target_kl: float | None = None  # end an update before the first step whose minibatch has an approx_kl above this
     desired_kl: float = 0.0  # lower the policy's rate after updates above twice this KL, raise it below half; 0: off
     norm_obs: bool = True  # scale observations by their running mean and standard deviation
@@ -73,7 +77,6 @@ class Args:
     compile: bool = False  # compile acting, loss and gradient: faster after a wait at the start; needs a C++ compiler
     track: bool = False  # log to Weights & Biases, besides TensorBoard
     wandb_project_name: str = "ppo"  # project for --track
-    wandb_entity: str | None = None  # team or user for --track, if not your default one
     capture_video: bool = False  # film the evaluation into videos/ in the run folder; it is then of one episode
     checkpoint_every: int = 10  # iterations between checkpoints; the last iteration leaves one too
     resume: str | None = None  # checkpoint.pt to go on from, in its folder; flags given here override the saved ones
@@ -247,22 +250,25 @@ def make_batch(agent: Agent, rollout: Rollout, args: Args) -> Batch:
 
 
 def make_optimizer(agent: Agent, args: Args) -> torch.optim.Optimizer:
-    """Adam with the critic apart from the rest: two vectors (faster to step), of which the parameters become views."""
-    vector = nn.utils.parameters_to_vector(agent.parameters()).detach()
+    """Adam with openai/baselines' eps on two vectors, of which the parameters become views: the critic's, the rest."""
+    vector = nn.utils.parameters_to_vector(agent.parameters()).detach()  # one, because that is faster to step
     nn.utils.vector_to_parameters(vector, agent.parameters())
     n = sum(p.numel() for p in agent.critic.parameters())  # the last ones
-    groups = [{"params": vector[:-n]}, {"params": vector[-n:]}]
-    return torch.optim.Adam(groups, lr=args.learning_rate, eps=1e-5, fused=True)  # eps: openai/baselines
+    policy = {"params": vector[:-n], "clip_coef": args.clip_coef, "kl_coef": args.kl_coef}  # what changes in training
+    return torch.optim.Adam([policy, {"params": vector[-n:]}], args.learning_rate, eps=1e-5, fused=True)
 
 
-def minibatch_gradient(agent: Agent, batch: Batch, args: Args) -> tuple[Tensor, dict[str, Tensor]]:
-    """The gradient of ppo_loss in all P parameters as one vector (P,), in their order, and the metrics."""
+def minibatch_gradient(agent: Agent, batch: Batch, args: Args, clip_coef: float, kl_coef: float = 0.0,
+                       old_agent: Agent | None = None) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+    """The gradient of the loss in all P parameters as one vector (P,), in their order, and the metrics of ppo_loss."""
     policy, values = agent(batch.obs)
     if args.norm_adv:  # not in the paper, but in openai/baselines
         std, mean = torch.std_mean(batch.advantages)
         batch = batch._replace(advantages=(batch.advantages - mean) / (std + 1e-8))
-    loss, metrics = ppo_loss(policy.log_prob(batch.actions), values, policy.entropy(), batch, clip_coef=args.clip_coef,
+    loss, metrics = ppo_loss(policy.log_prob(batch.actions), values, policy.entropy(), batch, clip_coef=clip_coef,
                              clip_vloss=args.clip_vloss, vf_coef=args.vf_coef, ent_coef=args.ent_coef)  # fmt: skip
+    if old_agent:  # the penalty of eq. 8, exact where approx_kl is an estimate
+        loss = loss + kl_coef * kl_divergence(old_agent(batch.obs)[0], policy).mean()
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(agent.parameters()))]), metrics
 
 
@@ -271,9 +277,11 @@ def update(agent: Agent, optimizer: torch.optim.Optimizer, batch: Batch, args: A
     """K epochs of gradient steps; moves the policy's learning rate as in rl_games. Returns the metrics' means."""
     policy, critic = optimizer.param_groups
     vectors, history = [policy["params"][0], critic["params"][0]], []
+    old_agent = copy.deepcopy(agent).requires_grad_(False) if args.kl_coef else None
     order = torch.cat([torch.randperm(args.batch_size, device=args.device) for _ in range(args.update_epochs)])
     for rows in order.split(args.batch_size // args.num_minibatches):  # equal parts: none straddles two epochs
-        gradient, metrics = gradient_fn(agent, Batch(*(column[rows] for column in batch)), args)
+        minibatch = Batch(*(column[rows] for column in batch))
+        gradient, metrics = gradient_fn(agent, minibatch, args, policy["clip_coef"], policy["kl_coef"], old_agent)
         metrics["grad_norm"] = gradient.norm()
         gradient *= (args.max_grad_norm / metrics["grad_norm"]).clamp(max=1)  # openai/baselines
         vectors[0].grad, vectors[1].grad = gradient.split([len(vector) for vector in vectors])
@@ -281,8 +289,12 @@ def update(agent: Agent, optimizer: torch.optim.Optimizer, batch: Batch, args: A
         if args.target_kl is not None and metrics["approx_kl"] > args.target_kl:  # OpenAI Spinning Up
             break
         optimizer.step()
+    means = dict(zip(metrics, torch.stack(history).mean(0).tolist()))
+    means |= {"learning_rate": policy["lr"], "kl_coef": policy["kl_coef"]}
+    if old_agent:
+        kl = kl_divergence(old_agent(batch.obs)[0], agent(batch.obs)[0]).mean()
+        policy["kl_coef"] *= 2.0 ** int(kl > 1.5 * args.kl_coef_target) * 0.5 ** int(kl < args.kl_coef_target / 1.5)
     agent.update_obs_stats(batch.obs)  # only now: before, it would shift π_θ, not π_old
-    means = dict(zip(metrics, torch.stack(history).mean(0).tolist())) | {"learning_rate": policy["lr"]}
     policy["lr"] *= 1.5 ** ((means["approx_kl"] < args.desired_kl / 2) - (means["approx_kl"] > 2 * args.desired_kl))
     return means | {"explained_variance": 1 - (batch.advantages.var() / batch.returns.var().clamp(min=1e-8)).item()}
 
@@ -303,9 +315,10 @@ def train(args: Args) -> Agent:
     obs, _ = envs.reset(seed=env_seeds(args.seed, global_step, args.num_envs))
     with closing(envs), closing(Logger(args, global_step)) as logger:
         for iteration in range(global_step // args.batch_size, args.num_iterations):
-            lr = args.learning_rate * (1 - iteration / args.num_iterations if args.anneal_lr else 1)
-            policy, critic = optimizer.param_groups
-            policy["lr"], critic["lr"] = min(lr, policy["lr"]) if args.desired_kl else lr, lr
+            left, (policy, critic) = 1 - iteration / args.num_iterations, optimizer.param_groups
+            critic["lr"] = args.learning_rate * (left if args.anneal_lr else 1)
+            policy["lr"] = min(critic["lr"], policy["lr"]) if args.desired_kl else critic["lr"]
+            policy["clip_coef"] = args.clip_coef * (left if args.anneal_clip_coef else 1)
             rollout, obs, episode_returns = collect(envs, agent, obs, args, global_step, act_fn)
             metrics = update(agent, optimizer, make_batch(agent, rollout, args), args, gradient_fn)
             global_step += args.batch_size
@@ -376,15 +389,18 @@ class Logger:
 
     def __init__(self, args: Args, global_step: int) -> None:
         name = f"{args.env_id}__{Path(__file__).stem}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-        new_dir = Path("runs", name.replace("/", "_").replace(":", "_"))
-        self.run_dir = Path(args.resume).resolve().parent if args.resume else new_dir
+        self.run_dir = Path(args.resume or f"runs/{name.translate(str.maketrans('/:', '__'))}/checkpoint.pt").parent
+        try:
+            if args.track:
+                __import__("wandb").init(project=args.wandb_project_name, id=self.run_dir.resolve().name,
+                    config=asdict(args), resume="allow", reinit="finish_previous", sync_tensorboard=True)  # fmt: skip
+        except Exception as error:
+            print(f"warning: going on without Weights & Biases: {error}", file=sys.stderr)
         self.writer = SummaryWriter(self.run_dir, purge_step=global_step + 1 if args.resume else None)
         print(f"{self.run_dir}: {args.num_iterations:,} iterations of {args.batch_size:,} steps", flush=True)
         total = args.num_iterations * args.batch_size
         self.bar = tqdm(total=total, initial=global_step, unit=" steps", unit_scale=True, mininterval=1)
-        self.returns, self.last_step, self.last_time, self.track = [], global_step, time.perf_counter(), args.track
-        self.wandb("init", project=args.wandb_project_name, entity=args.wandb_entity, id=self.run_dir.name,
-                   resume="allow", config=asdict(args), dir=self.run_dir)  # fmt: skip
+        self.returns, self.last_step, self.last_time = [], global_step, time.perf_counter()
         self.signals, in_main = [], threading.current_thread() is threading.main_thread()  # no handlers elsewhere
         self.handlers = {s: signal.signal(s, self.catch) for s in (signal.SIGINT, signal.SIGTERM) if in_main}
 
@@ -393,15 +409,6 @@ class Logger:
         self.signals.append(signum)
         signal.signal(signum, self.handlers[signum])
         os.write(2, f"\n{signal.Signals(signum).name}: stopping after this iteration; again stops at once\n".encode())
-
-    def wandb(self, function: str, *args: object, **kwargs: object) -> None:
-        """Calls wandb.init, log or finish; the first failure ends that, never the run."""
-        try:
-            if self.track:
-                getattr(__import__("wandb"), function)(*args, **kwargs)
-        except Exception as error:
-            self.track = False
-            print(f"warning: going on without Weights & Biases: {error}", file=sys.stderr)
 
     def log(self, metrics: dict[str, float], episode_returns: list[float], global_step: int) -> None:
         """Writes the metrics of the iteration that ended at global_step, and its speed."""
@@ -413,14 +420,12 @@ class Logger:
             if not math.isfinite(value):
                 raise FloatingPointError(f"{name} is {value} at step {global_step:,}")
             self.writer.add_scalar(name, value, global_step)
-        self.wandb("log", metrics, step=global_step)
         self.bar.postfix = f"return {metrics.get('episodic_return', math.nan):.1f}, KL {metrics['approx_kl']:.4f}"
         self.bar.update(steps)
 
     def close(self) -> None:
         self.bar.close()
         self.writer.close()
-        self.wandb("finish", exit_code=int(sys.exc_info()[0] is not None))
         for signum, handler in self.handlers.items():
             signal.signal(signum, handler)
 
@@ -431,22 +436,16 @@ class UserError(ValueError):
 
 def check(args: Args) -> None:
     """Raises UserError, before anything is created, if these arguments cannot work."""
-    counts = "num_envs num_steps num_minibatches update_epochs threads checkpoint_every eval_episodes"
-    for rule, holds, names in (
-        ("above 0", lambda x: x > 0, "learning_rate clip_coef max_grad_norm target_kl initial_std final_std"),
-        ("between 0 and 1", lambda x: 0 <= x <= 1, "gamma gae_lambda"),
-        ("at least 0 and below 2^63", lambda x: 0 <= x < 2**63, "seed ent_coef vf_coef desired_kl"),
-        ("at least 1", lambda x: x >= 1, counts),
-    ):
-        for name in names.split():
-            x = getattr(args, name, None)
-            if x is not None and not (holds(x) and (math.isfinite(x) or name == "clip_coef")):
-                raise UserError(f"--{name.replace('_', '-')} {x}: must be a finite number {rule}")
-    batch = f"a batch has num_envs·num_steps = {args.num_envs}·{args.num_steps} = {args.batch_size} rows"
-    if args.batch_size % args.num_minibatches or args.batch_size == args.num_minibatches:
-        raise UserError(f"--num-minibatches {args.num_minibatches}: {batch}, to divide into equal parts of 2 or more")
+    may_be_0 = {"seed", "gamma", "gae_lambda", "ent_coef", "vf_coef", "kl_coef", "desired_kl"}
+    for name, x in asdict(args).items():
+        top = 1 if name in ("gamma", "gae_lambda") else math.inf if name == "clip_coef" else 2**63 - 1
+        if type(x) in (int, float) and not (0 <= x <= top and (x or name in may_be_0)):
+            raise UserError(f"--{name.replace('_', '-')} {x}: must be in {'[' if name in may_be_0 else '('}0, {top}]")
+    n, size = args.num_minibatches, args.batch_size
+    if size % n or size == n:
+        raise UserError(f"--num-minibatches {n}: must cut num_envs·num_steps = {size} into equal parts of 2 or more")
     if args.num_iterations < 1:
-        raise UserError(f"--total-timesteps {args.total_timesteps}: {batch}; try that many or more")
+        raise UserError(f"--total-timesteps {args.total_timesteps}: must be num_envs·num_steps = {size} or more")
     if args.compile and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
         raise UserError("--compile needs a C++ compiler: install g++ or clang++")
     check_env(args)

@@ -67,7 +67,6 @@ class Args:
     threads: int = 1  # CPU threads of torch; more gain nothing at this size
     track: bool = False  # log to Weights & Biases, besides TensorBoard
     wandb_project_name: str = "ppo"  # project for --track
-    wandb_entity: str | None = None  # team or user for --track, if not your default one
     capture_video: bool = False  # film the evaluation into videos/ in the run folder; it is then of one episode
     checkpoint_every: int = 10  # iterations between checkpoints; the last iteration leaves one too
     resume: str | None = None  # checkpoint.pt to go on from, in its folder; flags given here override the saved ones
@@ -377,15 +376,18 @@ class Logger:
 
     def __init__(self, args: Args, global_step: int) -> None:
         name = f"{args.env_id}__{Path(__file__).stem}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-        new_dir = Path("runs", name.replace("/", "_").replace(":", "_"))
-        self.run_dir = Path(args.resume).resolve().parent if args.resume else new_dir
+        self.run_dir = Path(args.resume or f"runs/{name.translate(str.maketrans('/:', '__'))}/checkpoint.pt").parent
+        try:
+            if args.track:
+                __import__("wandb").init(project=args.wandb_project_name, id=self.run_dir.resolve().name,
+                    config=asdict(args), resume="allow", reinit="finish_previous", sync_tensorboard=True)  # fmt: skip
+        except Exception as error:
+            print(f"warning: going on without Weights & Biases: {error}", file=sys.stderr)
         self.writer = SummaryWriter(self.run_dir, purge_step=global_step + 1 if args.resume else None)
         print(f"{self.run_dir}: {args.num_iterations:,} iterations of {args.batch_size:,} steps", flush=True)
         total = args.num_iterations * args.batch_size
         self.bar = tqdm(total=total, initial=global_step, unit=" steps", unit_scale=True, mininterval=1)
-        self.returns, self.last_step, self.last_time, self.track = [], global_step, time.perf_counter(), args.track
-        self.wandb("init", project=args.wandb_project_name, entity=args.wandb_entity, id=self.run_dir.name,
-                   resume="allow", config=asdict(args), dir=self.run_dir)  # fmt: skip
+        self.returns, self.last_step, self.last_time = [], global_step, time.perf_counter()
         self.signals, in_main = [], threading.current_thread() is threading.main_thread()  # no handlers elsewhere
         self.handlers = {s: signal.signal(s, self.catch) for s in (signal.SIGINT, signal.SIGTERM) if in_main}
 
@@ -394,15 +396,6 @@ class Logger:
         self.signals.append(signum)
         signal.signal(signum, self.handlers[signum])
         os.write(2, f"\n{signal.Signals(signum).name}: stopping after this iteration; again stops at once\n".encode())
-
-    def wandb(self, function: str, *args: object, **kwargs: object) -> None:
-        """Calls wandb.init, log or finish; the first failure ends that, never the run."""
-        try:
-            if self.track:
-                getattr(__import__("wandb"), function)(*args, **kwargs)
-        except Exception as error:
-            self.track = False
-            print(f"warning: going on without Weights & Biases: {error}", file=sys.stderr)
 
     def log(self, metrics: dict[str, float], episode_returns: list[float], global_step: int) -> None:
         """Writes the metrics of the iteration that ended at global_step, and its speed."""
@@ -414,14 +407,12 @@ class Logger:
             if not math.isfinite(value):
                 raise FloatingPointError(f"{name} is {value} at step {global_step:,}")
             self.writer.add_scalar(name, value, global_step)
-        self.wandb("log", metrics, step=global_step)
         self.bar.postfix = f"return {metrics.get('episodic_return', math.nan):.1f}, KL {metrics['approx_kl']:.4f}"
         self.bar.update(steps)
 
     def close(self) -> None:
         self.bar.close()
         self.writer.close()
-        self.wandb("finish", exit_code=int(sys.exc_info()[0] is not None))
         for signum, handler in self.handlers.items():
             signal.signal(signum, handler)
 
@@ -432,24 +423,16 @@ class UserError(ValueError):
 
 def check(args: Args) -> None:
     """Raises UserError, before anything is created, if these arguments cannot work."""
-    counts = "num_envs num_steps num_minibatches threads checkpoint_every eval_episodes cg_iterations critic_epochs"
-    for rule, holds, names in (
-        ("above 0", lambda x: x > 0, "max_kl critic_learning_rate initial_std"),
-        ("between 0 and 1", lambda x: 0 <= x <= 1, "gamma gae_lambda"),
-        ("at least 0 and below 2^63", lambda x: 0 <= x < 2**63, "seed damping"),
-        ("at least 1", lambda x: x >= 1, counts),
-    ):
-        for name in names.split():
-            value = getattr(args, name)
-            if value is not None and not (holds(value) and math.isfinite(value)):
-                raise UserError(f"--{name.replace('_', '-')} {value}: must be a finite number {rule}")
-    size, n = args.batch_size, args.num_minibatches
-    batch = f"a batch has num_envs·num_steps = {args.num_envs}·{args.num_steps} = {size} rows"
-    if n not in (fits := [m for m in range(1, size // 2 + 1) if size % m == 0]):
-        nearest = min(fits, key=lambda m: abs(m - n), default="a larger --num-steps")
-        raise UserError(f"--num-minibatches {n}: {batch}, to be cut into equal minibatches of 2 or more; try {nearest}")
+    may_be_0 = {"seed", "gamma", "gae_lambda", "damping"}
+    for name, x in asdict(args).items():
+        top = 1 if name in ("gamma", "gae_lambda") else 2**63 - 1
+        if type(x) in (int, float) and not (0 <= x <= top and (x or name in may_be_0)):
+            raise UserError(f"--{name.replace('_', '-')} {x}: must be in {'[' if name in may_be_0 else '('}0, {top}]")
+    n, size = args.num_minibatches, args.batch_size
+    if size % n or size == n:
+        raise UserError(f"--num-minibatches {n}: must cut num_envs·num_steps = {size} into equal parts of 2 or more")
     if args.num_iterations < 1:
-        raise UserError(f"--total-timesteps {args.total_timesteps}: {batch}; try {size} or more")
+        raise UserError(f"--total-timesteps {args.total_timesteps}: must be num_envs·num_steps = {size} or more")
     check_env(args)
 
 

@@ -272,7 +272,7 @@ def test_the_first_minibatch_has_ratio_1():
     envs = ppo.make_envs(args)
     agent, (obs, _) = ppo.Agent(envs, args), envs.reset(seed=SEEDS)
     batch = ppo.make_batch(agent, ppo.collect(envs, agent, obs, args, 0)[0], args)
-    _, metrics = ppo.minibatch_gradient(agent, batch, args)
+    _, metrics = ppo.minibatch_gradient(agent, batch, args, args.clip_coef)
     assert metrics["approx_kl"] < 1e-7 and metrics["clip_fraction"] == 0
 
 

@@ -68,7 +68,7 @@ def test_without_a_final_value_the_standard_deviation_is_learned():
     agent.log_std.data += 1
     torch.testing.assert_close(std_after(agent, 0), torch.full((2, 1), 0.8 * math.e))
     batch = ppo.make_batch(agent, ppo.collect(envs, agent, obs, args, 0)[0], args)
-    gradient, _ = ppo.minibatch_gradient(agent, batch, args)
+    gradient, _ = ppo.minibatch_gradient(agent, batch, args, args.clip_coef)
     first = dict(agent.named_parameters())
     assert next(iter(first)) == "log_std" and gradient[0] != 0
 

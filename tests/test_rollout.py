@@ -1,5 +1,6 @@
 """What make_envs, collect, make_batch and update do, against what the probe environments are known to do."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -198,6 +199,59 @@ def test_desired_kl_moves_the_learning_rate_by_its_factor(desired, factor):
     assert policy["lr"] == pytest.approx(1e-3 * factor) and critic["lr"] == 1e-3
 
 
+def closed_form_kl(old, new):
+    """KL[old, new] (B,) by hand, of diagonal Gaussians or categoricals."""
+    if hasattr(old, "logits"):
+        return (old.probs * (old.probs.log() - new.probs.log())).sum(-1)
+    terms = (new.stddev / old.stddev).log() + (old.variance + (old.mean - new.mean) ** 2) / (2 * new.variance) - 0.5
+    return terms.flatten(1).sum(-1)
+
+
+def test_the_penalty_adds_beta_times_the_gradient_of_the_kl_from_the_old_policy():
+    args, envs, agent, obs = set_up("Match", num_steps=16)
+    batch = ppo.make_batch(agent, ppo.collect(envs, agent, obs, args, 0)[0], args)
+    old_agent = copy.deepcopy(agent)
+    for p in agent.parameters():
+        p.data += 0.1 * torch.randn_like(p)
+    plain, _ = ppo.minibatch_gradient(agent, batch, args, 0.2)
+    penalised, _ = ppo.minibatch_gradient(agent, batch, args, 0.2, 3.0, old_agent)
+    kl = closed_form_kl(old_agent(batch.obs)[0], agent(batch.obs)[0]).mean()
+    expected = torch.autograd.grad(kl, list(agent.parameters()), allow_unused=True, materialize_grads=True)
+    expected = 3.0 * torch.cat([gradient.flatten() for gradient in expected])
+    assert expected.norm() > 0.01
+    torch.testing.assert_close(penalised - plain, expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("target", "factor"), [(0.6, 2), (0.7, 1), (1.4, 1), (1.6, 0.5)])
+def test_beta_doubles_above_1_5_times_the_target_and_halves_below_two_thirds(target, factor):
+    """The KL that it goes by is that of the whole batch, of the policy before from the policy after the update."""
+    kls, update = [], ppo.update
+
+    def kl_of_update(agent, optimizer, batch, args, gradient_fn):
+        with torch.no_grad():
+            old = agent(batch.obs)[0]
+            ppo_agent = copy.deepcopy(agent)
+        metrics = update(agent, optimizer, batch, args, gradient_fn)
+        ppo_agent.load_state_dict(agent.state_dict() | ppo_agent.obs_stats.state_dict(prefix="obs_stats."))
+        with torch.no_grad():
+            kls.append(closed_form_kl(old, ppo_agent(batch.obs)[0]).mean().item())
+        return metrics
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ppo, "update", kl_of_update)
+        one_update(kl_coef=0.5, kl_coef_target=1e9)
+        (metrics, _, _, optimizer) = one_update(kl_coef=0.5, kl_coef_target=target * kls[0])
+    assert metrics["kl_coef"] == 0.5 and optimizer.param_groups[0]["kl_coef"] == 0.5 * factor
+
+
+def test_without_a_clip_or_a_penalty_the_ratio_is_free_and_either_holds_it():
+    free, clipped, penalised = (
+        one_update(update_epochs=20, num_minibatches=2, **flags)[0]["approx_kl"]
+        for flags in ({"clip_coef": float("inf")}, {}, {"clip_coef": float("inf"), "kl_coef": 10.0})
+    )
+    assert max(clipped, penalised) < 0.5 * free
+
+
 def test_the_optimizer_steps_the_critic_apart_from_all_else():
     """At learning rates 1 and 0 one half of the parameters moves, and the other does not, whatever the gradient."""
     args, _, agent, _ = set_up("Match")
@@ -216,9 +270,9 @@ def test_each_epoch_sees_each_row_once(monkeypatch):
     args, envs, agent, obs = set_up("Match", num_steps=8, num_envs=4, num_minibatches=4, update_epochs=3)
     seen = []
 
-    def gradient_fn(agent, batch, args):
+    def gradient_fn(agent, batch, *rest):
         seen.append(batch.returns.tolist())
-        return ppo.minibatch_gradient(agent, batch, args)
+        return ppo.minibatch_gradient(agent, batch, *rest)
 
     batch = ppo.make_batch(agent, ppo.collect(envs, agent, obs, args, 0)[0], args)
     batch = batch._replace(returns=torch.arange(32.0))
@@ -236,7 +290,7 @@ def test_advantages_are_standardised_in_each_minibatch_and_only_with_the_flag():
     )
     for norm_adv, scale in ((True, np.std(np.arange(48.0), ddof=1)), (False, 1.0)):
         args = ppo.replace(args, norm_adv=norm_adv)
-        vector, _ = ppo.minibatch_gradient(agent, batch, args)
+        vector, _ = ppo.minibatch_gradient(agent, batch, args, args.clip_coef)
         gradient = part_of(vector, agent, agent.actor[-1].weight)
         shift = 23.5 if norm_adv else 0.0
         weights = (torch.arange(48.0) - shift) / scale
@@ -268,7 +322,7 @@ def test_the_gradient_is_that_of_the_loss_parameter_by_parameter():
     args, envs, agent, obs = set_up("Match", num_steps=16, clip_vloss=True, ent_coef=0.01, norm_adv=False)
     batch = ppo.make_batch(agent, ppo.collect(envs, agent, obs, args, 0)[0], args)
     batch = batch._replace(log_probs=batch.log_probs + 0.3 * torch.randn(48))
-    vector, _ = ppo.minibatch_gradient(agent, batch, args)
+    vector, _ = ppo.minibatch_gradient(agent, batch, args, args.clip_coef)
     policy, values = agent(batch.obs)
     coefs = {"clip_coef": 0.2, "clip_vloss": True, "vf_coef": 0.5, "ent_coef": 0.01}
     ppo.ppo_loss(policy.log_prob(batch.actions), values, policy.entropy(), batch, **coefs)[0].backward()
@@ -287,7 +341,7 @@ def test_compiled_gradient_is_the_eager_one():
     batch = batch._replace(log_probs=batch.log_probs + 0.3 * torch.randn(96))
     results = []
     for gradient_fn in (ppo.minibatch_gradient, torch.compile(ppo.minibatch_gradient, fullgraph=True)):
-        gradient, metrics = gradient_fn(agent, batch, args)
+        gradient, metrics = gradient_fn(agent, batch, args, args.clip_coef)
         results.append([gradient, *metrics.values()])
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-6)
 
