@@ -69,7 +69,7 @@ class Run:
         return [f"{self.script}.py", "--env-id", self.env_id, "--seed", str(self.seed), *self.flags]
 
 
-def train(run: Run) -> str:
+def train(run: Run, may_diverge: bool = False) -> str:
     """Trains to the end, going on from a checkpoint where there is one, and writes the CSV; returns the evaluation."""
     run.folder.mkdir(parents=True, exist_ok=True)
     checkpoints = sorted(run.folder.glob("runs/*/checkpoint.pt"))
@@ -79,22 +79,28 @@ def train(run: Run) -> str:
     with (run.folder / "stdout").open("w") as out, (run.folder / "stderr").open("w") as err:
         code = subprocess.run(command, cwd=run.folder, env=environ, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
     if code.returncode:
-        last = (run.folder / "stderr").read_text().strip().splitlines()[-1:]
-        raise RuntimeError(f"{shlex.join(run.arguments)} ended with {code.returncode}: {''.join(last)}")
-    evaluation = (run.folder / "stdout").read_text().strip().splitlines()[-1]
+        evaluation = "".join((run.folder / "stderr").read_text().strip().splitlines()[-1:])
+        if not (may_diverge and re.search(r"^error: .* (nan|inf|not finite) ", evaluation)):
+            raise RuntimeError(f"{shlex.join(run.arguments)} ended with {code.returncode}: {evaluation}")
+    else:
+        evaluation = (run.folder / "stdout").read_text().strip().splitlines()[-1]
     run_dir = checkpoints[-1].parent if checkpoints else next(run.folder.glob("runs/*"))
     write_csv(run, run_dir, evaluation)
     return evaluation
 
 
 def write_csv(run: Run, run_dir: Path, evaluation: str, points: int = 100) -> None:
-    """About 100 rows (step, seconds, return) of what was logged, below one line that says how they came to be."""
+    """About 100 rows (step, seconds, return, KL, clip fraction) of what was logged, below a line on how they came."""
     events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()
     speed = {event.step: event.value for event in events.Scalars("steps_per_second")}
     steps = np.array(sorted(speed))
     seconds = np.cumsum(np.diff(steps, prepend=0) / [speed[s] for s in steps])  # of training alone, pauses left out
-    returns = {event.step: event.value for event in events.Scalars("episodic_return")}
-    rows = [(step, second, returns[step]) for step, second in zip(steps, seconds) if step in returns]
+    logged = [
+        {event.step: event.value for event in events.Scalars(tag)} if tag in events.Tags()["scalars"] else {}
+        for tag in ("episodic_return", "approx_kl", "clip_fraction")
+    ]
+    rows = [(t, second, *(values.get(t, np.nan) for values in logged)) for t, second in zip(steps, seconds)]
+    rows = [row for row in rows if np.isfinite(row[2])]  # none before the first episode ended
     rows = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, points).round().astype(int))]
     packages = ("torch", "gymnasium", "mujoco", "numpy")
     about = {
@@ -107,8 +113,8 @@ def write_csv(run: Run, run_dir: Path, evaluation: str, points: int = 100) -> No
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
     }
     run.csv.parent.mkdir(parents=True, exist_ok=True)
-    lines = [f"# {json.dumps(about)}", "step,seconds,return_last_100_episodes"]
-    lines += [f"{step},{second:.1f},{value:.2f}" for step, second, value in rows]
+    lines = [f"# {json.dumps(about)}", "step,seconds,return_last_100_episodes,approx_kl,clip_fraction"]
+    lines += [f"{t},{second:.1f},{value:.2f},{kl:.5f},{clipped:.4f}" for t, second, value, kl, clipped in rows]
     temporary = run.csv.with_suffix(".tmp")
     temporary.write_text("\n".join(lines) + "\n")
     os.replace(temporary, run.csv)
@@ -133,12 +139,19 @@ def run_all(
         flags: flags for the script, in one string: --flags="--gae-lambda 0.9".
         jobs: processes at a time, each with one thread.
     """
-    runs = [Run(setting, script, env_id, seed, tuple(shlex.split(flags))) for seed in seeds for env_id in env_ids]
+    split = tuple(shlex.split(flags))
+    train_all([Run(setting, script, env_id, seed, split) for seed in seeds for env_id in env_ids], jobs)
+
+
+def train_all(runs: list[Run], jobs: int, may_diverge: bool = False) -> None:
+    """Trains those runs that have no CSV yet, as many at a time as there are jobs; exits if one fails.
+
+    With may_diverge, a run whose loss stops being finite has not failed: its CSV ends there."""
     left = [run for run in runs if not run.csv.exists()]
     failures = []
     bar = tqdm(total=len(runs), initial=len(runs) - len(left), unit=" runs")
     with ThreadPoolExecutor(jobs) as pool:
-        futures = {pool.submit(train, run): run for run in left}
+        futures = {pool.submit(train, run, may_diverge): run for run in left}
         try:
             for future in as_completed(futures):
                 run = futures[future]
@@ -155,7 +168,7 @@ def run_all(
 
 
 def read(path: Path) -> tuple[dict, np.ndarray]:
-    """What a CSV says about its run, and its rows (n, 3)."""
+    """What a CSV says about its run, and its rows (n, columns)."""
     first, _, *rows = path.read_text().splitlines()
     return json.loads(first[2:]), np.array([[float(x) for x in row.split(",")] for row in rows])
 

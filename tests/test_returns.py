@@ -52,7 +52,8 @@ def test_a_run_writes_its_csv_once_and_a_failing_one_is_named(results, monkeypat
     returns.run_all("s", (1,), ("CartPole-v1",), "ppo_discrete", flags, jobs=1)
     about, rows = returns.read(results / "s" / "CartPole-v1__1.csv")
     assert about["command"] == f"python ppo_discrete.py --env-id CartPole-v1 --seed 1 {flags}"
-    assert about["evaluation"].startswith("evaluation: return ") and rows[-1, 0] == 256 and rows.shape[1] == 3
+    assert about["evaluation"].startswith("evaluation: return ") and rows[-1, 0] == 256 and rows.shape[1] == 5
+    assert (rows[:, 3] >= 0).all() and ((rows[:, 4] >= 0) & (rows[:, 4] <= 1)).all()  # KL and clip fraction
     monkeypatch.setattr(returns, "train", None)
     returns.run_all("s", (1,), ("CartPole-v1",), "ppo_discrete", flags, jobs=1)  # done: not trained again
     monkeypatch.undo()
