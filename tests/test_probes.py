@@ -68,7 +68,8 @@ def test_an_entropy_bonus_keeps_the_policy_wide():
 
 def test_a_real_task_is_learned():
     """Random policies get about -1200 in Pendulum and 22 in CartPole. So few steps are too few for a scheduled std."""
-    flags = learned_std() | {"num_envs": 8, "num_steps": 256, "num_minibatches": 16, "gamma": 0.9, "learning_rate": 1e-3}
+    flags = {"num_envs": 8, "num_steps": 256, "num_minibatches": 16, "gamma": 0.9, "learning_rate": 1e-3}
+    flags |= learned_std()
     args = ppo.Args(TASK, total_timesteps=60_000 if TASK == "Pendulum-v1" else 20_000, eval_episodes=10, **flags)
     returns = ppo.evaluate(ppo.train(args), args, None)
     assert returns.mean() > {"Pendulum-v1": -300, "CartPole-v1": 300}[TASK]
