@@ -260,14 +260,15 @@ def make_optimizer(agent: Agent, args: Args) -> torch.optim.Optimizer:
 
 def minibatch_gradient(agent: Agent, batch: Batch, args: Args, clip_coef: float, kl_coef: float = 0.0,
                        old_agent: Agent | None = None) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
-    """The gradient of the loss in all P parameters as one vector (P,), in their order, and the metrics of ppo_loss."""
+    """The gradient of the loss in all P parameters as one vector (P,), in their order, and the metrics of ppo_loss. An
+    old_agent, which acts by π_old, adds the penalty on KL[π_old, π_θ] of eq. 8, weighted by kl_coef, β."""
     policy, values = agent(batch.obs)
     if args.norm_adv:  # not in the paper, but in openai/baselines
         std, mean = torch.std_mean(batch.advantages)
         batch = batch._replace(advantages=(batch.advantages - mean) / (std + 1e-8))
     loss, metrics = ppo_loss(policy.log_prob(batch.actions), values, policy.entropy(), batch, clip_coef=clip_coef,
                              clip_vloss=args.clip_vloss, vf_coef=args.vf_coef, ent_coef=args.ent_coef)  # fmt: skip
-    if old_agent:  # the penalty of eq. 8, exact where approx_kl is an estimate
+    if old_agent:  # in closed form, where approx_kl is an estimate
         loss = loss + kl_coef * kl_divergence(old_agent(batch.obs)[0], policy).mean()
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(agent.parameters()))]), metrics
 
