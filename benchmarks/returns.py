@@ -92,15 +92,16 @@ def train(run: Run, may_diverge: bool = False) -> str:
 def write_csv(run: Run, run_dir: Path, evaluation: str, points: int = 100) -> None:
     """About 100 rows (step, seconds, return, KL, clip fraction) of what was logged, below a line on how they came."""
     events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()
-    speed = {event.step: event.value for event in events.Scalars("steps_per_second")}
+    tags = ("steps_per_second", "episodic_return", "approx_kl", "clip_fraction")
+    speed, *logged = (
+        {event.step: event.value for event in events.Scalars(tag)} if tag in events.Tags()["scalars"] else {}
+        for tag in tags
+    )
     steps = np.array(sorted(speed))
     seconds = np.cumsum(np.diff(steps, prepend=0) / [speed[s] for s in steps])  # of training alone, pauses left out
-    logged = [
-        {event.step: event.value for event in events.Scalars(tag)} if tag in events.Tags()["scalars"] else {}
-        for tag in ("episodic_return", "approx_kl", "clip_fraction")
-    ]
     rows = [(t, second, *(values.get(t, np.nan) for values in logged)) for t, second in zip(steps, seconds)]
-    rows = [row for row in rows if np.isfinite(row[2])]  # none before the first episode ended
+    # Before the first episode ended there is no return; a run that diverged in its first iteration has logged nothing.
+    rows = [row for row in rows if np.isfinite(row[2])] or rows[-1:] or [(0, 0.0, *[np.nan] * len(logged))]
     rows = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, points).round().astype(int))]
     packages = ("torch", "gymnasium", "mujoco", "numpy")
     about = {

@@ -8,7 +8,7 @@
 `surrogate` draws the clipped objective and its gradient against the ratio, as the script's own ppo_loss computes them.
 The others train what has no CSV in benchmarks/results/trust_region/ yet (stop them whenever you like, the same command
 goes on), then print their table or draw their figure. A run that ends because its loss is no longer finite is a result
-too: it counts with the return that it had last.
+too: it counts with the return that it had last, or with the random policy's where no episode had ended.
 """
 
 import json
@@ -73,7 +73,8 @@ TABLE1 = (
 # ---- Scores ----------------------------------------------------------------------------------------------------------
 def returns_of(runs: list[Run]) -> np.ndarray:
     """The mean return of the last 100 training episodes of each run (R,)."""
-    return np.array([read(run.csv)[1][-1, 2] for run in runs])
+    last = {run: read(run.csv)[1][-1, 2] for run in runs}
+    return np.array([random_return(run.env_id) if math.isnan(x) else x for run, x in last.items()])
 
 
 def random_return(env_id: str, episodes: int = 100) -> float:

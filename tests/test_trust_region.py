@@ -8,6 +8,7 @@ import pytest
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+import returns
 import trpo_continuous
 import trust_region
 
@@ -42,3 +43,18 @@ def test_every_run_has_flags_that_its_script_takes_and_a_name_of_its_own():
             args = tyro.cli(module.Args, args=run.arguments[1:])
             assert args.batch_size % args.num_minibatches == 0 and args.total_timesteps == steps
             assert seen.setdefault(run.csv, run.arguments) == run.arguments
+
+
+def test_a_run_that_diverges_before_its_first_episode_ends_counts_as_the_random_policy(tmp_path, monkeypatch):
+    for module in (returns, trust_region):
+        monkeypatch.setattr(module, "RESULTS", tmp_path)
+    monkeypatch.setattr(returns.Run, "folder", property(lambda self: tmp_path / "work" / self.csv.stem))
+    flags = "--num-envs 2 --num-steps 64 --total-timesteps 512 --learning-rate 1e18 --max-grad-norm 1e18 --desired-kl 0"
+    run = trust_region.Variant("diverges", "diverges", flags).runs(("Pendulum-v1",), (1,), 512)[0]
+    with pytest.raises(SystemExit, match="1 of 1"):
+        returns.train_all([run], 1)
+    returns.train_all([run], 1, may_diverge=True)
+    about, rows = returns.read(run.csv)
+    assert "error: " in about["evaluation"] and len(rows) == 1 and np.isnan(rows[0, 2])
+    (tmp_path / "trust_region" / "random.json").write_text('{"Pendulum-v1": -1200}')
+    assert trust_region.returns_of([run]).tolist() == [-1200]
