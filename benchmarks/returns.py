@@ -16,6 +16,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -28,6 +29,7 @@ from tyro.extras import SubcommandApp
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+FIGURES = ROOT / "benchmarks" / "figures"
 MUJOCO = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5", "Swimmer-v5")
 # The best mean over several seeds published for PPO, the task's version in brackets; sources: benchmarks/README.md.
 PUBLISHED = {
@@ -227,45 +229,61 @@ def table(settings: tuple[str, ...]) -> None:
             )
 
 
+def draw(name: str, size: tuple[float, float], shape: tuple[int, int], paint: Callable) -> None:
+    """Saves a figure for light pages and one for dark ones, benchmarks/figures/<name>_light.png and _dark.png;
+    paint(axes, colors) draws it, with axes of this shape and the colors blue, red, green and ink."""
+    import matplotlib.pyplot as plt
+
+    FIGURES.mkdir(exist_ok=True)
+    for theme, ink, *colors in (
+        ("light", "#1f2328", "#0969da", "#cf222e", "#1a7f37"),
+        ("dark", "#e6edf3", "#58a6ff", "#ff7b72", "#3fb950"),
+    ):
+        inked = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), ink)
+        with plt.rc_context(inked | {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}):
+            fig, axes = plt.subplots(*shape, figsize=size, layout="constrained", squeeze=False)
+            paint(axes, [*colors, ink])
+            fig.savefig(FIGURES / f"{name}_{theme}.png", dpi=160, transparent=True)
+            plt.close(fig)
+
+
 @app.command
-def figure(setting: str, output: Path = ROOT / "benchmarks" / "figures" / "returns") -> None:
+def figure(setting: str, name: str = "returns") -> None:
     """Draws the learning curves of a setting, once for light and once for dark pages.
 
     Args:
         setting: folder of results.
-        output: path of the pictures, less "_light.png" and "_dark.png".
+        name: of the pictures in benchmarks/figures, less "_light.png" and "_dark.png".
     """
-    import matplotlib.pyplot as plt
-
     by_env = environments(setting)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    for theme, ink, line, best in (
-        ("light", "#1f2328", "#0969da", "#cf222e"),
-        ("dark", "#e6edf3", "#58a6ff", "#ff7b72"),
-    ):
-        colors = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), ink)
-        with plt.rc_context(colors | {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}):
-            rows = -(-len(by_env) // 3)
-            fig, axes = plt.subplots(rows, 3, figsize=(10, 2.7 * rows), layout="constrained", squeeze=False)
-            for ax in axes.flat[len(by_env) :]:
-                ax.axis("off")
-            for ax, (env_id, paths) in zip(axes.flat, by_env.items()):
-                curves = [read(path)[1] for path in paths]
-                grid = np.linspace(max(c[0, 0] for c in curves), min(c[-1, 0] for c in curves), 200)
-                values = np.array([np.interp(grid, c[:, 0], c[:, 2]) for c in curves])
-                ax.plot(grid / 1e6, values.T, color=line, alpha=0.25, linewidth=0.8)
-                ax.plot(grid / 1e6, values.mean(0), color=line, linewidth=2.2)
-                ax.set_title(env_id, fontsize=12)
-                if env_id in PUBLISHED:
-                    value, source = PUBLISHED[env_id]
-                    ax.axhline(value, color=best, linewidth=1.2, linestyle=(0, (5, 3)))
-                    note = {"xytext": (-2, 3), "textcoords": "offset points", "ha": "right", "fontsize": 9}
-                    ax.annotate(f"{source}: {value}", (grid[-1] / 1e6, value), color=best, **note)
-                ax.set_ylim(bottom=min(0, values.min()))
-            fig.supxlabel("million environment steps", fontsize=11)
-            fig.supylabel("return of the last 100 episodes", fontsize=11)
-            fig.savefig(f"{output}_{theme}.png", dpi=160, transparent=True)
-            plt.close(fig)
+    rows = -(-len(by_env) // 3)
+
+    def paint(axes: np.ndarray, colors: list[str]) -> None:
+        line, best, *_ = colors
+        for ax in axes.flat[len(by_env) :]:
+            ax.axis("off")
+        for ax, (env_id, paths) in zip(axes.flat, by_env.items()):
+            grid, values = curves(paths)
+            ax.plot(grid / 1e6, values.T, color=line, alpha=0.25, linewidth=0.8)
+            ax.plot(grid / 1e6, values.mean(0), color=line, linewidth=2.2)
+            ax.set_title(env_id, fontsize=12)
+            if env_id in PUBLISHED:
+                value, source = PUBLISHED[env_id]
+                ax.axhline(value, color=best, linewidth=1.2, linestyle=(0, (5, 3)))
+                note = {"xytext": (-2, 3), "textcoords": "offset points", "ha": "right", "fontsize": 9}
+                ax.annotate(f"{source}: {value}", (grid[-1] / 1e6, value), color=best, **note)
+            ax.set_ylim(bottom=min(0, values.min()))
+        axes[0, 0].figure.supxlabel("million environment steps", fontsize=11)
+        axes[0, 0].figure.supylabel("return of the last 100 episodes", fontsize=11)
+
+    draw(name, (10, 2.7 * rows), (rows, 3), paint)
+
+
+def curves(paths: list[Path], against: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """The returns (R, 200) of R runs on a common grid (200,) of steps, or of seconds with against = 1."""
+    rows = [read(path)[1] for path in paths]
+    grid = np.linspace(max(r[0, against] for r in rows), min(r[-1, against] for r in rows), 200)
+    return grid, np.array([np.interp(grid, r[:, against], r[:, 2]) for r in rows])
 
 
 if __name__ == "__main__":

@@ -2,30 +2,37 @@
 
     python benchmarks/speed.py compare
     python benchmarks/speed.py sweep
+    python benchmarks/speed.py race
 
 `compare` measures HalfCheetah, CartPole and Breakout: each side in a process of its own, one at a time, in turn,
 several times over, so that a machine that drifts does so for all. Both sides have the same environments, steps,
 minibatches, epochs and networks, and neither scales observations or rewards (stable-baselines3 does so in a wrapper).
-`sweep` shows how our steps/s move with the number of environments and of threads. Leave the machine alone meanwhile.
+`sweep` shows how our steps/s move with the number of environments and of threads. `race` trains both at their own
+defaults and draws return against seconds. Leave the machine alone meanwhile.
 """
 
 import importlib
 import json
 import os
+import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import returns
+from returns import ROOT
 from tyro.extras import SubcommandApp
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "speed"
+RESULTS = returns.RESULTS / "speed"
+MACHINE = f"{platform.machine()}, {os.cpu_count()} CPUs"
 WARM_UP = 3  # iterations that do not count, over all that is compiled, allocated and cached in them
 UNSCALED = {"norm_obs": False, "norm_reward": False}
 EQUAL = {"num_envs": 8, "num_steps": 256, "num_minibatches": 8, "update_epochs": 10, "target_kl": None} | UNSCALED
@@ -264,6 +271,98 @@ def sweep(num_envs: tuple[int, ...] = (1, 8, 64, 256), threads: tuple[int, ...] 
                         )
                     )
             print(f"| {n} | {' | '.join(cells)} |")
+
+
+@app.command
+def sb3_curve(env_id: str, seed: int, csv: Path, total_timesteps: int = 1_000_000) -> None:
+    """Trains stable-baselines3's PPO at its own defaults on one thread, and writes step, seconds and return as a CSV.
+
+    Args:
+        env_id: environment.
+        seed: of the run.
+        csv: file to write; the return is the mean of the last 100 training episodes.
+        total_timesteps: environment steps to train for.
+    """
+    import torch
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    class Curve(BaseCallback):
+        def _on_training_start(self) -> None:
+            self.start, self.rows = time.perf_counter(), []
+
+        def _on_rollout_end(self) -> None:
+            episodes = [episode["r"] for episode in self.model.ep_info_buffer]
+            if episodes:
+                seconds = time.perf_counter() - self.start
+                self.rows.append(f"{self.num_timesteps},{seconds:.1f},{np.mean(episodes):.2f}")
+
+        def _on_step(self) -> bool:
+            return True
+
+    torch.set_num_threads(1)
+    curve = Curve()
+    PPO("MlpPolicy", env_id, seed=seed, device="cpu").learn(total_timesteps, callback=curve)
+    about = {"command": f"python benchmarks/speed.py sb3-curve --env-id {env_id} --seed {seed}", "machine": MACHINE}
+    about["versions"] = {package: version(package) for package in ("stable_baselines3", "torch", "gymnasium", "mujoco")}
+    csv.parent.mkdir(parents=True, exist_ok=True)
+    rows = [curve.rows[i] for i in np.unique(np.linspace(0, len(curve.rows) - 1, 100).round().astype(int))]
+    csv.write_text("\n".join([f"# {json.dumps(about)}", "step,seconds,return_last_100_episodes", *rows]) + "\n")
+
+
+@app.command
+def race(
+    env_ids: tuple[str, ...] = ("HalfCheetah-v5", "Walker2d-v5"), seeds: tuple[int, ...] = (1, 2, 3), jobs: int = 2
+) -> None:
+    """Return against seconds, ours with and without --compile and stable-baselines3, each at its own defaults.
+
+    Runs that have their CSV in benchmarks/results/race/ are not trained again.
+
+    Args:
+        env_ids: environments.
+        seeds: of both.
+        jobs: trainings at a time, each with one thread.
+    """
+    ours = {"ours": (), "ours, --compile": ("--compile",)}
+    csvs = {(side, e): [] for side in (*ours, "stable-baselines3") for e in env_ids}
+    for seed in seeds:  # all sides of a seed are trained next to each other, so that a machine that drifts does for all
+        runs = [
+            returns.Run(f"race/{'compiled' if flags else 'eager'}", "ppo_continuous", env_id, seed, flags)
+            for flags in ours.values()
+            for env_id in env_ids
+        ]
+        returns.train_all(runs, jobs)
+        with ThreadPoolExecutor(jobs) as pool:
+            paths = [returns.RESULTS / "race" / "stable_baselines3" / f"{env_id}__{seed}.csv" for env_id in env_ids]
+            list(pool.map(train_sb3, env_ids, [seed] * len(env_ids), paths))
+        for key, path in zip(csvs, [*(run.csv for run in runs), *paths]):
+            csvs[key].append(path)
+
+    def paint(axes: np.ndarray, colors: list[str]) -> None:
+        for ax, env_id in zip(axes[0], env_ids):
+            for side, color in zip((*ours, "stable-baselines3"), (colors[0], colors[2], colors[1])):
+                seconds, values = returns.curves(csvs[side, env_id], against=1)
+                ax.plot(seconds, values.T, color=color, alpha=0.3, linewidth=0.8)
+                ax.plot(seconds, values.mean(0), color=color, linewidth=2.2, label=side)
+            ax.set(title=env_id, xlabel="seconds of training")
+        axes[0, 0].set_ylabel("return of the last 100 episodes")
+        axes[0, 0].legend(frameon=False)
+
+    returns.draw("race", (10, 3.4), (1, len(env_ids)), paint)
+    print("| | | seconds for a million steps | return, each seed |\n|---|---|---|---|")
+    for (side, env_id), paths in csvs.items():
+        last = [returns.read(path)[1][-1] for path in paths]
+        each = (" ".join(f"{row[column]:.0f}" for row in last) for column in (1, 2))
+        print(f"| {env_id} | {side} | {' | '.join(each)} |")
+
+
+def train_sb3(env_id: str, seed: int, csv: Path) -> None:
+    """Starts `sb3-curve`, unless its CSV is there."""
+    if not csv.exists():
+        command = [sys.executable, __file__, "sb3-curve", "--env-id", env_id, "--seed", str(seed), "--csv", str(csv)]
+        done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"stable-baselines3 on {env_id} failed:\n{done.stderr[-2000:]}")
 
 
 if __name__ == "__main__":

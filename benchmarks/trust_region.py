@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import gymnasium as gym
 import numpy as np
 import torch
-from returns import RESULTS, ROOT, Run, read, train_all
+from returns import RESULTS, ROOT, Run, draw, read, train_all
 from tyro.extras import SubcommandApp
 
 sys.path.insert(0, str(ROOT))
@@ -117,24 +117,6 @@ def surrogate_of(ratios: np.ndarray, advantage: float, clip_coef: float) -> tupl
         values.append(-loss.item())
         slopes.append(-log_prob.grad.item() / r)  # dL/dr = dL/dlog r / r
     return np.array(values), np.array(slopes)
-
-
-def draw(name: str, size: tuple[float, float], shape: tuple[int, int], paint: object) -> None:
-    """Saves a figure for light pages and one for dark ones; paint(axes, colors) draws it."""
-    import matplotlib.pyplot as plt
-
-    for theme, ink, *colors in (
-        ("light", "#1f2328", "#0969da", "#cf222e", "#1a7f37"),
-        ("dark", "#e6edf3", "#58a6ff", "#ff7b72", "#3fb950"),
-    ):
-        inked = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), ink)
-        with plt.rc_context(inked | {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}):
-            fig, axes = plt.subplots(*shape, figsize=size, layout="constrained", squeeze=False)
-            paint(axes, [*colors, ink])
-            path = ROOT / "benchmarks" / "figures" / f"{name}_{theme}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            fig.savefig(path, dpi=160, transparent=True)
-            plt.close(fig)
 
 
 @app.command
