@@ -18,7 +18,7 @@ T steps, N environments, B rows (N·T, or a minibatch of them), *O and *A the sh
     L^(CLIP+VF+S)   loss, negated     with value loss and entropy bonus, eq. 9          ppo_loss
     Â_t             advantages        generalized advantage estimation, eq. 11          compute_gae
     δ_t             deltas            temporal-difference errors, eq. 12                compute_gae
-    V_t^targ        returns           Â_t + V(s_t), what the value function fits        make_batch
+    V_t^targ        returns           Â_t + V(s_t), with a λ of its own                 make_batch
 """
 
 import copy
@@ -58,6 +58,7 @@ class Args:
     anneal_lr: bool = True  # let learning_rate fall linearly to 0, as the paper does on Atari
     gamma: float = 0.99  # γ, the discount
     gae_lambda: float = 0.95  # λ of GAE: 0 is the one-step TD error (low variance), 1 is Monte Carlo minus V (low bias)
+    value_lambda: float = 0.95  # λ of the value targets, which can bear more variance than the policy gradient can
     num_minibatches: int = 4  # equal minibatches per epoch; must divide num_envs·num_steps
     update_epochs: int = 4  # K, passes over each batch
     norm_adv: bool = True  # standardise the advantages of each minibatch
@@ -89,10 +90,9 @@ class Args:
 
 
 def make_envs(args: Args, num_envs: int | None = None, **kwargs: Any) -> gym.vector.VectorEnv:  # noqa: ANN401
-    """Games, 4 frames a step, that report the scores of whole games; kwargs are those of gym.make_vec.
-
-    The protocols differ in two ways. classic, near to openai/baselines': no sticky actions, and a lost life ends the
-    bootstrap but not the game. machado: the sticky actions of Machado et al. 2018, and lives play no part."""
+    """Games, 4 frames a step, that report the scores of whole games; kwargs are those of gym.make_vec. The protocol
+    classic, near to openai/baselines': no sticky actions, and a lost life ends the bootstrap but not the game. The
+    protocol machado: the sticky actions of Machado et al. 2018, and lives play no part."""
     mode = gym.vector.AutoresetMode.SAME_STEP  # no step is spent on a reset: all rows are real
     sticky = {"classic": 0.0, "machado": 0.25}[args.protocol]  # probability, each frame, that the last action goes on
     kwargs = {"repeat_action_probability": sticky, "max_num_frames_per_episode": 108_000} | kwargs  # then truncated
@@ -119,8 +119,7 @@ class CountGames(gym.vector.VectorWrapper):
         obs, rewards, terminated, truncated, info = self.env.step(actions)
         self.scores += rewards
         ended = info["episode_frame_number"] <= self.frames  # it grows, until it is the next game's
-        if ended.any():
-            info |= {"episode": {"r": self.scores}, "_episode": ended}
+        info |= {"episode": {"r": self.scores}, "_episode": ended}
         self.scores, self.frames = self.scores * ~ended, info["episode_frame_number"]
         return obs, rewards, terminated, truncated, info
 
@@ -256,9 +255,10 @@ def collect(envs: gym.vector.VectorEnv, agent: Agent, obs: np.ndarray, args: Arg
 def make_batch(agent: Agent, rollout: Rollout, args: Args) -> Batch:
     """Scales the rewards; estimates advantages and value targets; flattens from (T, N) to (B,)."""
     _, _, _, values, next_values, rewards, terminated, done = rollout
-    rewards = agent.scale_rewards(rewards, done)
-    advantages = compute_gae(rewards, values, next_values, terminated, done, args.gamma, args.gae_lambda)
-    columns = (*rollout[:4], advantages.astype(np.float32), (advantages + values).astype(np.float32))  # as in Batch
+    inputs = (agent.scale_rewards(rewards, done), values, next_values, terminated, done, args.gamma)
+    advantages = compute_gae(*inputs, args.gae_lambda)
+    returns = compute_gae(*inputs, args.value_lambda) + values
+    columns = (*rollout[:4], advantages.astype(np.float32), returns.astype(np.float32))  # as in Batch
     return Batch(*(torch.as_tensor(column, device=args.device).flatten(0, 1) for column in columns))
 
 
@@ -310,7 +310,8 @@ def update(agent: Agent, optimizer: torch.optim.Optimizer, batch: Batch, args: A
         policy["kl_coef"] *= 2.0 ** int(kl > 1.5 * args.kl_coef_target) * 0.5 ** int(kl < args.kl_coef_target / 1.5)
     agent.update_obs_stats(batch.obs)  # only now: before, it would shift π_θ, not π_old
     policy["lr"] *= 1.5 ** ((means["approx_kl"] < args.desired_kl / 2) - (means["approx_kl"] > 2 * args.desired_kl))
-    return means | {"explained_variance": 1 - (batch.advantages.var() / batch.returns.var().clamp(min=1e-8)).item()}
+    unexplained = (batch.returns - batch.values).var() / batch.returns.var().clamp(min=1e-8)
+    return means | {"explained_variance": 1 - unexplained.item()}
 
 
 def train(args: Args) -> Agent:
@@ -412,9 +413,8 @@ class Logger:
             print(f"warning: going on without Weights & Biases: {error}", file=sys.stderr)
         self.writer = SummaryWriter(self.run_dir, purge_step=global_step + 1 if args.resume else None)
         print(f"{self.run_dir}: {args.num_iterations:,} iterations of {args.batch_size:,} steps", flush=True)
-        total = args.num_iterations * args.batch_size
-        self.bar = tqdm(total=total, initial=global_step, unit=" steps", unit_scale=True, mininterval=1)
-        self.returns, self.last_step, self.last_time = [], global_step, time.perf_counter()
+        self.bar = tqdm(total=args.total_timesteps, initial=global_step, unit=" steps", unit_scale=True, mininterval=1)
+        self.returns, self.last_time = [], time.perf_counter()
         self.signals, in_main = [], threading.current_thread() is threading.main_thread()  # no handlers elsewhere
         self.handlers = {s: signal.signal(s, self.catch) for s in (signal.SIGINT, signal.SIGTERM) if in_main}
 
@@ -426,16 +426,15 @@ class Logger:
 
     def log(self, metrics: dict[str, float], episode_returns: list[float], global_step: int) -> None:
         """Writes the metrics of the iteration that ended at global_step, and its speed."""
-        now, steps = time.perf_counter(), global_step - self.last_step
-        metrics["steps_per_second"] = steps / (now - self.last_time)
-        self.returns, self.last_step, self.last_time = (self.returns + episode_returns)[-100:], global_step, now
+        metrics["steps_per_second"] = (global_step - self.bar.n) / (time.perf_counter() - self.last_time)
+        self.returns, self.last_time = (self.returns + episode_returns)[-100:], time.perf_counter()
         metrics |= {"episodic_return": float(np.mean(self.returns))} if self.returns else {}
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise FloatingPointError(f"{name} is {value} at step {global_step:,}")
             self.writer.add_scalar(name, value, global_step)
         self.bar.postfix = f"return {metrics.get('episodic_return', math.nan):.1f}, KL {metrics['approx_kl']:.4f}"
-        self.bar.update(steps)
+        self.bar.update(global_step - self.bar.n)
 
     def close(self) -> None:
         self.bar.close()
@@ -450,9 +449,9 @@ class UserError(ValueError):
 
 def check(args: Args) -> None:
     """Raises UserError, before anything is created, if these arguments cannot work."""
-    may_be_0 = {"seed", "gamma", "gae_lambda", "ent_coef", "vf_coef", "kl_coef", "desired_kl"}
+    may_be_0 = {"seed", "gamma", "gae_lambda", "value_lambda", "ent_coef", "vf_coef", "kl_coef", "desired_kl"}
     for name, x in asdict(args).items():
-        top = 1 if name in ("gamma", "gae_lambda") else math.inf if name == "clip_coef" else 2**63 - 1
+        top = 1 if name in ("gamma", "gae_lambda", "value_lambda") else math.inf if name == "clip_coef" else 2**63 - 1
         if type(x) in (int, float) and not (0 <= x <= top and (x or name in may_be_0)):
             raise UserError(f"--{name.replace('_', '-')} {x}: must be in {'[' if name in may_be_0 else '('}0, {top}]")
     n, size = args.num_minibatches, args.batch_size

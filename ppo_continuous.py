@@ -18,7 +18,7 @@ T steps, N environments, B rows (N·T, or a minibatch of them), *O and *A the sh
     L^(CLIP+VF+S)   loss, negated     with value loss and entropy bonus, eq. 9          ppo_loss
     Â_t             advantages        generalized advantage estimation, eq. 11          compute_gae
     δ_t             deltas            temporal-difference errors, eq. 12                compute_gae
-    V_t^targ        returns           Â_t + V(s_t), what the value function fits        make_batch
+    V_t^targ        returns           Â_t + V(s_t), with a λ of its own                 make_batch
 """
 
 import copy
@@ -51,15 +51,16 @@ class Args:
     env_id: str = "HalfCheetah-v5"  # environment with Box observations and actions; "module:Id-v0" works too
     seed: int = 1  # seeds weights, action sampling, minibatch order and environments
     total_timesteps: int = 1_000_000  # environment steps over all num_envs, rounded down to whole batches
-    learning_rate: float = 1e-3  # step size of Adam; with desired_kl the policy's is at most that
+    learning_rate: float = 7e-4  # step size of Adam; with desired_kl the policy's is at most that
     initial_std: float = 0.6  # standard deviation, at the start, of actions, which are in [-1, 1]
     final_std: float | None = 0.08  # at the end; its log falls linearly, as in the paper's Roboschool; None: learned
     num_envs: int = 16  # N, environments that act in parallel
     num_steps: int = 128  # T, steps per environment and iteration; each iteration learns from one batch of N·T steps
     anneal_lr: bool = True  # let learning_rate fall linearly to 0, as the paper does on Atari
     gamma: float = 0.99  # γ, the discount
-    gae_lambda: float = 0.93  # λ of GAE: 0 is the one-step TD error (low variance), 1 is Monte Carlo minus V (low bias)
-    num_minibatches: int = 8  # equal minibatches per epoch; must divide num_envs·num_steps
+    gae_lambda: float = 0.9  # λ of GAE: 0 is the one-step TD error (low variance), 1 is Monte Carlo minus V (low bias)
+    value_lambda: float = 0.95  # λ of the value targets, which can bear more variance than the policy gradient can
+    num_minibatches: int = 16  # equal minibatches per epoch; must divide num_envs·num_steps
     update_epochs: int = 10  # K, passes over each batch
     norm_adv: bool = True  # standardise the advantages of each minibatch
     clip_coef: float = 0.2  # ε, the ratio is clipped to [1-ε, 1+ε]; inf turns clipping off
@@ -132,8 +133,7 @@ class Agent(nn.Module):
         obs_shape, action_shape = envs.single_observation_space.shape, envs.single_action_space.shape
         self.actor = mlp([math.prod(obs_shape), 64, 64, math.prod(action_shape)], out_gain=0.01)  # means start near 0
         self.critic = mlp([math.prod(obs_shape), 64, 64, 1], out_gain=1.0)
-        log_std = torch.full(action_shape, math.log(args.initial_std))  # the same in every state
-        self.log_std = nn.Parameter(log_std) if args.final_std is None else nn.Buffer(log_std)
+        self.log_std = (nn.Buffer if args.final_std else nn.Parameter)(torch.full(action_shape, args.initial_std).log())
         self.args, self.obs_stats, self.return_stats = args, RunningMeanStd(obs_shape), RunningMeanStd(())
         self.update_obs_stats = self.obs_stats.update  # takes observations (B, *O)
         self.running_returns = np.zeros(envs.num_envs)  # of episodes under way; not saved, as a resume starts new ones
@@ -253,9 +253,10 @@ def collect(envs: gym.vector.VectorEnv, agent: Agent, obs: np.ndarray, args: Arg
 def make_batch(agent: Agent, rollout: Rollout, args: Args) -> Batch:
     """Scales the rewards; estimates advantages and value targets; flattens from (T, N) to (B,)."""
     _, _, _, values, next_values, rewards, terminated, done = rollout
-    rewards = agent.scale_rewards(rewards, done)
-    advantages = compute_gae(rewards, values, next_values, terminated, done, args.gamma, args.gae_lambda)
-    columns = (*rollout[:4], advantages.astype(np.float32), (advantages + values).astype(np.float32))  # as in Batch
+    inputs = (agent.scale_rewards(rewards, done), values, next_values, terminated, done, args.gamma)
+    advantages = compute_gae(*inputs, args.gae_lambda)
+    returns = compute_gae(*inputs, args.value_lambda) + values
+    columns = (*rollout[:4], advantages.astype(np.float32), returns.astype(np.float32))  # as in Batch
     return Batch(*(torch.as_tensor(column, device=args.device).flatten(0, 1) for column in columns))
 
 
@@ -307,7 +308,8 @@ def update(agent: Agent, optimizer: torch.optim.Optimizer, batch: Batch, args: A
         policy["kl_coef"] *= 2.0 ** int(kl > 1.5 * args.kl_coef_target) * 0.5 ** int(kl < args.kl_coef_target / 1.5)
     agent.update_obs_stats(batch.obs)  # only now: before, it would shift π_θ, not π_old
     policy["lr"] *= 1.5 ** ((means["approx_kl"] < args.desired_kl / 2) - (means["approx_kl"] > 2 * args.desired_kl))
-    return means | {"explained_variance": 1 - (batch.advantages.var() / batch.returns.var().clamp(min=1e-8)).item()}
+    unexplained = (batch.returns - batch.values).var() / batch.returns.var().clamp(min=1e-8)
+    return means | {"explained_variance": 1 - unexplained.item()}
 
 
 def train(args: Args) -> Agent:
@@ -409,9 +411,8 @@ class Logger:
             print(f"warning: going on without Weights & Biases: {error}", file=sys.stderr)
         self.writer = SummaryWriter(self.run_dir, purge_step=global_step + 1 if args.resume else None)
         print(f"{self.run_dir}: {args.num_iterations:,} iterations of {args.batch_size:,} steps", flush=True)
-        total = args.num_iterations * args.batch_size
-        self.bar = tqdm(total=total, initial=global_step, unit=" steps", unit_scale=True, mininterval=1)
-        self.returns, self.last_step, self.last_time = [], global_step, time.perf_counter()
+        self.bar = tqdm(total=args.total_timesteps, initial=global_step, unit=" steps", unit_scale=True, mininterval=1)
+        self.returns, self.last_time = [], time.perf_counter()
         self.signals, in_main = [], threading.current_thread() is threading.main_thread()  # no handlers elsewhere
         self.handlers = {s: signal.signal(s, self.catch) for s in (signal.SIGINT, signal.SIGTERM) if in_main}
 
@@ -423,16 +424,15 @@ class Logger:
 
     def log(self, metrics: dict[str, float], episode_returns: list[float], global_step: int) -> None:
         """Writes the metrics of the iteration that ended at global_step, and its speed."""
-        now, steps = time.perf_counter(), global_step - self.last_step
-        metrics["steps_per_second"] = steps / (now - self.last_time)
-        self.returns, self.last_step, self.last_time = (self.returns + episode_returns)[-100:], global_step, now
+        metrics["steps_per_second"] = (global_step - self.bar.n) / (time.perf_counter() - self.last_time)
+        self.returns, self.last_time = (self.returns + episode_returns)[-100:], time.perf_counter()
         metrics |= {"episodic_return": float(np.mean(self.returns))} if self.returns else {}
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise FloatingPointError(f"{name} is {value} at step {global_step:,}")
             self.writer.add_scalar(name, value, global_step)
         self.bar.postfix = f"return {metrics.get('episodic_return', math.nan):.1f}, KL {metrics['approx_kl']:.4f}"
-        self.bar.update(steps)
+        self.bar.update(global_step - self.bar.n)
 
     def close(self) -> None:
         self.bar.close()
@@ -447,9 +447,9 @@ class UserError(ValueError):
 
 def check(args: Args) -> None:
     """Raises UserError, before anything is created, if these arguments cannot work."""
-    may_be_0 = {"seed", "gamma", "gae_lambda", "ent_coef", "vf_coef", "kl_coef", "desired_kl"}
+    may_be_0 = {"seed", "gamma", "gae_lambda", "value_lambda", "ent_coef", "vf_coef", "kl_coef", "desired_kl"}
     for name, x in asdict(args).items():
-        top = 1 if name in ("gamma", "gae_lambda") else math.inf if name == "clip_coef" else 2**63 - 1
+        top = 1 if name in ("gamma", "gae_lambda", "value_lambda") else math.inf if name == "clip_coef" else 2**63 - 1
         if type(x) in (int, float) and not (0 <= x <= top and (x or name in may_be_0)):
             raise UserError(f"--{name.replace('_', '-')} {x}: must be in {'[' if name in may_be_0 else '('}0, {top}]")
     n, size = args.num_minibatches, args.batch_size

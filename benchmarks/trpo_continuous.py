@@ -55,6 +55,7 @@ class Args:
     num_steps: int = 128  # T, steps per environment and iteration; each iteration learns from one batch of N·T steps
     gamma: float = 0.99  # γ, the discount
     gae_lambda: float = 0.95  # λ of GAE: 0 is the one-step TD error (low variance), 1 is Monte Carlo minus V (low bias)
+    value_lambda: float = 0.95  # λ of the value targets, which can bear more variance than the policy gradient can
     max_kl: float = 0.01  # δ, the mean KL divergence from the old policy that a step may reach
     cg_iterations: int = 10  # iterations of conjugate gradient
     damping: float = 0.1  # is added to the Fisher matrix's diagonal, so that the direction is well defined
@@ -121,8 +122,7 @@ class Agent(nn.Module):
         obs_shape, action_shape = envs.single_observation_space.shape, envs.single_action_space.shape
         self.actor = mlp([math.prod(obs_shape), 64, 64, math.prod(action_shape)], out_gain=0.01)  # means start near 0
         self.critic = mlp([math.prod(obs_shape), 64, 64, 1], out_gain=1.0)
-        log_std = torch.full(action_shape, math.log(args.initial_std))  # the same in every state
-        self.log_std = nn.Parameter(log_std) if args.final_std is None else nn.Buffer(log_std)
+        self.log_std = (nn.Buffer if args.final_std else nn.Parameter)(torch.full(action_shape, args.initial_std).log())
         self.args, self.obs_stats, self.return_stats = args, RunningMeanStd(obs_shape), RunningMeanStd(())
         self.update_obs_stats = self.obs_stats.update  # takes observations (B, *O)
         self.running_returns = np.zeros(envs.num_envs)  # of episodes under way; not saved, as a resume starts new ones
@@ -220,9 +220,10 @@ def collect(envs: gym.vector.VectorEnv, agent: Agent, obs: np.ndarray, args: Arg
 def make_batch(agent: Agent, rollout: Rollout, args: Args) -> Batch:
     """Scales the rewards; estimates advantages and value targets; flattens from (T, N) to (B,)."""
     _, _, _, values, next_values, rewards, terminated, done = rollout
-    rewards = agent.scale_rewards(rewards, done)
-    advantages = compute_gae(rewards, values, next_values, terminated, done, args.gamma, args.gae_lambda)
-    columns = (*rollout[:4], advantages.astype(np.float32), (advantages + values).astype(np.float32))  # as in Batch
+    inputs = (agent.scale_rewards(rewards, done), values, next_values, terminated, done, args.gamma)
+    advantages = compute_gae(*inputs, args.gae_lambda)
+    returns = compute_gae(*inputs, args.value_lambda) + values
+    columns = (*rollout[:4], advantages.astype(np.float32), returns.astype(np.float32))  # as in Batch
     return Batch(*(torch.as_tensor(column, device=args.device).flatten(0, 1) for column in columns))
 
 
@@ -291,7 +292,8 @@ def update(agent: Agent, optimizer: torch.optim.Optimizer, batch: Batch, args: A
         optimizer.step()
     metrics["value_loss"] = loss.item()
     agent.update_obs_stats(batch.obs)  # only now: before, it would shift π_θ, not π_old
-    return metrics | {"explained_variance": 1 - (batch.advantages.var() / batch.returns.var().clamp(min=1e-8)).item()}
+    unexplained = (batch.returns - batch.values).var() / batch.returns.var().clamp(min=1e-8)
+    return metrics | {"explained_variance": 1 - unexplained.item()}
 
 
 def train(args: Args) -> Agent:
@@ -385,9 +387,8 @@ class Logger:
             print(f"warning: going on without Weights & Biases: {error}", file=sys.stderr)
         self.writer = SummaryWriter(self.run_dir, purge_step=global_step + 1 if args.resume else None)
         print(f"{self.run_dir}: {args.num_iterations:,} iterations of {args.batch_size:,} steps", flush=True)
-        total = args.num_iterations * args.batch_size
-        self.bar = tqdm(total=total, initial=global_step, unit=" steps", unit_scale=True, mininterval=1)
-        self.returns, self.last_step, self.last_time = [], global_step, time.perf_counter()
+        self.bar = tqdm(total=args.total_timesteps, initial=global_step, unit=" steps", unit_scale=True, mininterval=1)
+        self.returns, self.last_time = [], time.perf_counter()
         self.signals, in_main = [], threading.current_thread() is threading.main_thread()  # no handlers elsewhere
         self.handlers = {s: signal.signal(s, self.catch) for s in (signal.SIGINT, signal.SIGTERM) if in_main}
 
@@ -399,16 +400,15 @@ class Logger:
 
     def log(self, metrics: dict[str, float], episode_returns: list[float], global_step: int) -> None:
         """Writes the metrics of the iteration that ended at global_step, and its speed."""
-        now, steps = time.perf_counter(), global_step - self.last_step
-        metrics["steps_per_second"] = steps / (now - self.last_time)
-        self.returns, self.last_step, self.last_time = (self.returns + episode_returns)[-100:], global_step, now
+        metrics["steps_per_second"] = (global_step - self.bar.n) / (time.perf_counter() - self.last_time)
+        self.returns, self.last_time = (self.returns + episode_returns)[-100:], time.perf_counter()
         metrics |= {"episodic_return": float(np.mean(self.returns))} if self.returns else {}
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise FloatingPointError(f"{name} is {value} at step {global_step:,}")
             self.writer.add_scalar(name, value, global_step)
         self.bar.postfix = f"return {metrics.get('episodic_return', math.nan):.1f}, KL {metrics['approx_kl']:.4f}"
-        self.bar.update(steps)
+        self.bar.update(global_step - self.bar.n)
 
     def close(self) -> None:
         self.bar.close()
@@ -423,9 +423,9 @@ class UserError(ValueError):
 
 def check(args: Args) -> None:
     """Raises UserError, before anything is created, if these arguments cannot work."""
-    may_be_0 = {"seed", "gamma", "gae_lambda", "damping"}
+    may_be_0 = {"seed", "gamma", "gae_lambda", "value_lambda", "damping"}
     for name, x in asdict(args).items():
-        top = 1 if name in ("gamma", "gae_lambda") else 2**63 - 1
+        top = 1 if name in ("gamma", "gae_lambda", "value_lambda") else 2**63 - 1
         if type(x) in (int, float) and not (0 <= x <= top and (x or name in may_be_0)):
             raise UserError(f"--{name.replace('_', '-')} {x}: must be in {'[' if name in may_be_0 else '('}0, {top}]")
     n, size = args.num_minibatches, args.batch_size
