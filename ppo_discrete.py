@@ -9,8 +9,8 @@
     python ppo_discrete.py --env-id Acrobot-v1 --clip-coef 0.1
 
 PPO takes many gradient steps on data that the policy has just collected. Importance ratios correct for what changes in
-the policy meanwhile, as long as it stays near the one that collected: within a trust region. TRPO enforces that with a
-constraint on the KL divergence; PPO clips what could be gained by going further. "eq." is the PPO paper's. Shapes:
+its actions meanwhile, but not in the states it meets, so it must stay near the one that collected: in a trust region.
+TRPO constrains the KL divergence; PPO clips what could be gained by going further. "eq." is the PPO paper's. Shapes:
 T steps, N environments, B rows (N·T, or a minibatch of them), *O and *A the shapes of one observation and one action.
 
     r_t(θ)          ratio             π_θ(a_t|s_t) / π_old(a_t|s_t), in eq. 6           ppo_loss
@@ -67,10 +67,10 @@ class Args:
     ent_coef: float = 0.0  # c_2, weight of the entropy bonus
     vf_coef: float = 0.5  # weight of the value loss 0.5 (V - V^targ)², so twice the paper's c_1
     max_grad_norm: float = 0.5  # clip the gradient of all parameters together to this L2 norm
-    kl_coef: float = 0.0  # β at the start, the weight of a penalty on the KL divergence, eq. 8; 0: no penalty
+    kl_coef: float = 0.0  # β at the start, weight of a penalty on the KL, eq. 8 (there without the clip); 0: none
     kl_coef_target: float = 0.01  # d_targ: β doubles after a KL above 1.5 d_targ, and halves below d_targ / 1.5
     target_kl: float | None = None  # end an update before the first step whose minibatch has an approx_kl above this
-    desired_kl: float = 0.0  # lower the policy's rate after updates above twice this KL, raise it below half; 0: off
+    desired_kl: float = 0.0  # updates past twice this KL lower the policy's learning rate, below half raise; 0: off
     norm_obs: bool = True  # scale observations by their running mean and standard deviation
     norm_reward: bool = True  # divide rewards by the running std of their discounted sum; logged returns stay raw
     device: str = "cpu"  # cpu, cuda, cuda:1, ...; networks this small are fastest on the CPU
@@ -82,7 +82,7 @@ class Args:
     checkpoint_every: int = 10  # iterations between checkpoints; the last iteration leaves one too
     resume: str | None = None  # checkpoint.pt to go on from, in its folder; flags given here override the saved ones
     evaluate: str | None = None  # checkpoint.pt to evaluate instead of training; saved flags as with --resume
-    eval_episodes: int = 10  # episodes of the evaluation, which also ends a training
+    eval_episodes: int = 10  # episodes of an evaluation; a training ends with one
     eval_greedy: bool = True  # evaluate with the most likely action; --no-eval-greedy samples
     batch_size = property(lambda self: self.num_envs * self.num_steps)
     num_iterations = property(lambda self: self.total_timesteps // self.batch_size)
@@ -175,14 +175,13 @@ class Batch(NamedTuple):
     returns: Tensor  # (B,), V^targ
 
 
-def compute_gae(rewards: np.ndarray, values: np.ndarray, next_values: np.ndarray, terminated: np.ndarray,
-                done: np.ndarray, gamma: float, gae_lambda: float) -> np.ndarray:  # fmt: skip
-    """Generalized advantage estimates (T, N), in the inputs' dtype; the arrays (T, N) are as in Rollout. A terminal
-    state is worth 0; where a time limit or the rollout's end cuts an episode off, next_values stands for the rest."""
-    deltas = rewards + gamma * next_values * ~terminated - values  # δ_t, eq. 12
+def compute_gae(rollout: Rollout, gamma: float, gae_lambda: float) -> np.ndarray:
+    """Generalized advantage estimates (T, N), in the dtype of the rewards. A terminal state is worth 0; where a time
+    limit or the rollout's end cuts an episode off, next_values stands for the rest."""
+    deltas = rollout.rewards + gamma * rollout.next_values * ~rollout.terminated - rollout.values  # δ_t, eq. 12
     advantages = deltas.copy()
     for t in reversed(range(len(deltas) - 1)):
-        advantages[t] += gamma * gae_lambda * ~done[t] * advantages[t + 1]  # Â_t = δ_t + γλ Â_{t+1}, eq. 11
+        advantages[t] += gamma * gae_lambda * ~rollout.done[t] * advantages[t + 1]  # Â_t = δ_t + γλ Â_{t+1}, eq. 11
     return advantages
 
 
@@ -243,26 +242,25 @@ def collect(envs: gym.vector.VectorEnv, agent: Agent, obs: np.ndarray, args: Arg
 
 def make_batch(agent: Agent, rollout: Rollout, args: Args) -> Batch:
     """Scales the rewards; estimates advantages and value targets; flattens from (T, N) to (B,)."""
-    _, _, _, values, next_values, rewards, terminated, done = rollout
-    inputs = (agent.scale_rewards(rewards, done), values, next_values, terminated, done, args.gamma)
-    advantages = compute_gae(*inputs, args.gae_lambda)
-    returns = compute_gae(*inputs, args.value_lambda) + values
+    rollout = rollout._replace(rewards=agent.scale_rewards(rollout.rewards, rollout.done))
+    advantages = compute_gae(rollout, args.gamma, args.gae_lambda)
+    returns = compute_gae(rollout, args.gamma, args.value_lambda) + rollout.values
     columns = (*rollout[:4], advantages.astype(np.float32), returns.astype(np.float32))  # as in Batch
     return Batch(*(torch.as_tensor(column, device=args.device).flatten(0, 1) for column in columns))
 
 
 def make_optimizer(agent: Agent, args: Args) -> torch.optim.Optimizer:
-    """Adam with openai/baselines' eps on two vectors, of which the parameters become views: the critic's, the rest."""
-    vector = nn.utils.parameters_to_vector(agent.parameters()).detach()  # one, because that is faster to step
+    """Adam on two flat vectors, the critic's and the rest, of which the parameters become views: it takes few calls."""
+    vector = nn.utils.parameters_to_vector(agent.parameters()).detach()
     nn.utils.vector_to_parameters(vector, agent.parameters())
-    n = sum(p.numel() for p in agent.critic.parameters())  # the last ones
-    policy = {"params": vector[:-n], "clip_coef": args.clip_coef, "kl_coef": args.kl_coef}  # what changes in training
+    n = sum(p.numel() for p in agent.critic.parameters())  # the last ones, so define the critic last
+    policy = {"params": vector[:-n], "clip_coef": args.clip_coef, "kl_coef": args.kl_coef}  # here they are checkpointed
     return torch.optim.Adam([policy, {"params": vector[-n:]}], args.learning_rate, eps=1e-5, fused=True)
 
 
 def minibatch_gradient(agent: Agent, batch: Batch, args: Args, clip_coef: float, kl_coef: float = 0.0,
                        old_agent: Agent | None = None) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
-    """The gradient of the loss in all P parameters as one vector (P,), in their order, and the metrics of ppo_loss. An
+    """The gradient of the loss in all parameters as one flat vector, in their order, and the metrics of ppo_loss. An
     old_agent, which acts by π_old, adds the penalty on KL[π_old, π_θ] of eq. 8, weighted by kl_coef, β."""
     policy, values = agent(batch.obs)
     if args.norm_adv:  # not in the paper, but in openai/baselines
@@ -272,15 +270,17 @@ def minibatch_gradient(agent: Agent, batch: Batch, args: Args, clip_coef: float,
                              clip_vloss=args.clip_vloss, vf_coef=args.vf_coef, ent_coef=args.ent_coef)  # fmt: skip
     if old_agent:  # in closed form, where approx_kl is an estimate
         loss = loss + kl_coef * kl_divergence(old_agent(batch.obs)[0], policy).mean()
-    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(agent.parameters()))]), metrics
+    gradients = torch.autograd.grad(loss, list(agent.parameters()), materialize_grads=True)  # 0 for what had no part
+    return torch.cat([gradient.flatten() for gradient in gradients]), metrics
 
 
 def update(agent: Agent, optimizer: torch.optim.Optimizer, batch: Batch, args: Args,
            gradient_fn: Callable = minibatch_gradient) -> dict[str, float]:  # fmt: skip
-    """K epochs of gradient steps; moves the policy's learning rate as in rl_games. Returns the metrics' means."""
+    """K epochs of gradient steps; then rl_games' rule for the policy's learning rate. Returns the metrics' means."""
     policy, critic = optimizer.param_groups
     vectors, history = [policy["params"][0], critic["params"][0]], []
     old_agent = copy.deepcopy(agent).requires_grad_(False) if args.kl_coef else None
+    policy["kl_coef"] = policy["kl_coef"] or args.kl_coef  # a run that is resumed may have had none
     order = torch.cat([torch.randperm(args.batch_size, device=args.device) for _ in range(args.update_epochs)])
     for rows in order.split(args.batch_size // args.num_minibatches):  # equal parts: none straddles two epochs
         minibatch = Batch(*(column[rows] for column in batch))
@@ -297,8 +297,8 @@ def update(agent: Agent, optimizer: torch.optim.Optimizer, batch: Batch, args: A
     if old_agent:
         kl = kl_divergence(old_agent(batch.obs)[0], agent(batch.obs)[0]).mean()
         policy["kl_coef"] *= 2.0 ** int(kl > 1.5 * args.kl_coef_target) * 0.5 ** int(kl < args.kl_coef_target / 1.5)
-    agent.update_obs_stats(batch.obs)  # only now: before, it would shift π_θ, not π_old
-    policy["lr"] *= 1.5 ** ((means["approx_kl"] < args.desired_kl / 2) - (means["approx_kl"] > 2 * args.desired_kl))
+    agent.update_obs_stats(batch.obs)  # only now: before, it would shift π_θ but not log π_old
+    policy["lr"] *= 1.5 ** ((means["approx_kl"] < args.desired_kl / 2) - (means["approx_kl"] > 2 * args.desired_kl > 0))
     unexplained = (batch.returns - batch.values).var() / batch.returns.var().clamp(min=1e-8)
     return means | {"explained_variance": 1 - unexplained.item()}
 
@@ -338,7 +338,7 @@ def train(args: Args) -> Agent:
 # ---- The algorithm ends here; what follows is plumbing. --------------------------------------------------------------
 @torch.no_grad()
 def evaluate(agent: Agent, args: Args, run_dir: Path) -> np.ndarray:
-    """Plays one whole episode in each of E fresh environments (the first E to end would be short); returns (E,)."""
+    """Plays one whole episode in each of E fresh environments: the first E to end would be short ones. Returns (E,)."""
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     episodes = 1 if args.capture_video else args.eval_episodes

@@ -80,7 +80,7 @@ class Args:
 
 
 def make_envs(args: Args, num_envs: int | None = None, **kwargs: Any) -> gym.vector.VectorEnv:  # noqa: ANN401
-    """Environments that take actions in [-1, 1] and report each episode's return; kwargs are those of gym.make_vec."""
+    """Environments that map [-1, 1] to their bounds, and clip there, and report returns; kwargs as in gym.make_vec."""
     mode = {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}  # no step is spent on a reset: all rows are real
     envs = gym.make_vec(args.env_id, num_envs or args.num_envs, vectorization_mode="sync", vector_kwargs=mode, **kwargs)
     low, high = envs.action_space.low, envs.action_space.high
@@ -122,7 +122,7 @@ class Agent(nn.Module):
         obs_shape, action_shape = envs.single_observation_space.shape, envs.single_action_space.shape
         self.actor = mlp([math.prod(obs_shape), 64, 64, math.prod(action_shape)], out_gain=0.01)  # means start near 0
         self.critic = mlp([math.prod(obs_shape), 64, 64, 1], out_gain=1.0)
-        self.log_std = (nn.Buffer if args.final_std else nn.Parameter)(torch.full(action_shape, args.initial_std).log())
+        self.log_std = nn.Parameter(torch.full(action_shape, args.initial_std).log())  # the same in every state
         self.args, self.obs_stats, self.return_stats = args, RunningMeanStd(obs_shape), RunningMeanStd(())
         self.update_obs_stats = self.obs_stats.update  # takes observations (B, *O)
         self.running_returns = np.zeros(envs.num_envs)  # of episodes under way; not saved, as a resume starts new ones
@@ -133,8 +133,8 @@ class Agent(nn.Module):
             obs = ((obs - self.obs_stats.mean) / (self.obs_stats.var + 1e-8).sqrt()).clamp(-10, 10)
         x = obs.float().reshape(len(obs), -1)
         mean = self.actor(x).view(-1, *self.log_std.shape)
-        std, progress = self.log_std.exp(), (self.obs_stats.count / self.args.total_timesteps).float()
-        std = std ** (1 - progress) * (self.args.final_std or std) ** progress  # progress: the part of all steps so far
+        std, progress = self.log_std.exp(), (self.obs_stats.count / self.args.total_timesteps).float()  # steps so far
+        std = std.detach() ** (1 - progress) * self.args.final_std**progress if self.args.final_std else std
         policy = Independent(Normal(mean, std, validate_args=False), mean.dim() - 1, validate_args=False)
         return policy, self.critic(x).squeeze(-1)
 
@@ -172,14 +172,13 @@ class Batch(NamedTuple):
     returns: Tensor  # (B,), V^targ
 
 
-def compute_gae(rewards: np.ndarray, values: np.ndarray, next_values: np.ndarray, terminated: np.ndarray,
-                done: np.ndarray, gamma: float, gae_lambda: float) -> np.ndarray:  # fmt: skip
-    """Generalized advantage estimates (T, N), in the inputs' dtype; the arrays (T, N) are as in Rollout. A terminal
-    state is worth 0; where a time limit or the rollout's end cuts an episode off, next_values stands for the rest."""
-    deltas = rewards + gamma * next_values * ~terminated - values  # δ_t, eq. 12
+def compute_gae(rollout: Rollout, gamma: float, gae_lambda: float) -> np.ndarray:
+    """Generalized advantage estimates (T, N), in the dtype of the rewards. A terminal state is worth 0; where a time
+    limit or the rollout's end cuts an episode off, next_values stands for the rest."""
+    deltas = rollout.rewards + gamma * rollout.next_values * ~rollout.terminated - rollout.values  # δ_t, eq. 12
     advantages = deltas.copy()
     for t in reversed(range(len(deltas) - 1)):
-        advantages[t] += gamma * gae_lambda * ~done[t] * advantages[t + 1]  # Â_t = δ_t + γλ Â_{t+1}, eq. 11
+        advantages[t] += gamma * gae_lambda * ~rollout.done[t] * advantages[t + 1]  # Â_t = δ_t + γλ Â_{t+1}, eq. 11
     return advantages
 
 
@@ -219,10 +218,9 @@ def collect(envs: gym.vector.VectorEnv, agent: Agent, obs: np.ndarray, args: Arg
 
 def make_batch(agent: Agent, rollout: Rollout, args: Args) -> Batch:
     """Scales the rewards; estimates advantages and value targets; flattens from (T, N) to (B,)."""
-    _, _, _, values, next_values, rewards, terminated, done = rollout
-    inputs = (agent.scale_rewards(rewards, done), values, next_values, terminated, done, args.gamma)
-    advantages = compute_gae(*inputs, args.gae_lambda)
-    returns = compute_gae(*inputs, args.value_lambda) + values
+    rollout = rollout._replace(rewards=agent.scale_rewards(rollout.rewards, rollout.done))
+    advantages = compute_gae(rollout, args.gamma, args.gae_lambda)
+    returns = compute_gae(rollout, args.gamma, args.value_lambda) + rollout.values
     columns = (*rollout[:4], advantages.astype(np.float32), returns.astype(np.float32))  # as in Batch
     return Batch(*(torch.as_tensor(column, device=args.device).flatten(0, 1) for column in columns))
 
@@ -323,7 +321,7 @@ def train(args: Args) -> Agent:
 # ---- The algorithm ends here; what follows is plumbing. --------------------------------------------------------------
 @torch.no_grad()
 def evaluate(agent: Agent, args: Args, run_dir: Path) -> np.ndarray:
-    """Plays one whole episode in each of E fresh environments (the first E to end would be short); returns (E,)."""
+    """Plays one whole episode in each of E fresh environments: the first E to end would be short ones. Returns (E,)."""
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     episodes = 1 if args.capture_video else args.eval_episodes

@@ -46,6 +46,13 @@ def script(request, monkeypatch):
     monkeypatch.setenv("PROBE_ACTIONS", kind.actions)
 
 
+def gae(ppo, rewards, values, next_values, terminated, done, gamma, gae_lambda):
+    """compute_gae on arrays; it reads no more of a rollout than these."""
+    nothing = None, None, None
+    rollout = ppo.Rollout(*nothing, values, next_values, rewards, terminated, done)
+    return ppo.compute_gae(rollout, gamma, gae_lambda)
+
+
 def start(*flags, script):
     """The script in a process of its own, as a user starts it."""
     env = os.environ | {"PYTHONPATH": str(ROOT / "tests")}

@@ -7,6 +7,7 @@ import numpy as np
 import probe_envs
 import pytest
 import torch
+from conftest import gae
 
 import ppo_atari as ppo
 
@@ -96,7 +97,7 @@ def test_what_is_learned_from_is_the_sign_of_the_reward_and_what_is_logged_is_no
     assert learned.tolist() == [[-1, 0], [1, 1]]
     batch = ppo.make_batch(agent, rollout, args)
     columns = rollout.values, rollout.next_values, rollout.terminated, rollout.done
-    advantages = ppo.compute_gae(np.clip(rollout.rewards, -1, 1), *columns, args.gamma, args.gae_lambda)
+    advantages = gae(ppo, np.clip(rollout.rewards, -1, 1), *columns, args.gamma, args.gae_lambda)
     np.testing.assert_allclose(batch.advantages, advantages.flatten(), rtol=1e-4, atol=1e-5)
 
 

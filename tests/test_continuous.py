@@ -59,7 +59,13 @@ def std_after(agent, rows):
 def test_the_log_of_the_standard_deviation_falls_linearly(rows, expected):
     _, _, agent, _ = set_up("Ragged", total_timesteps=1000, initial_std=0.8, final_std=0.2)
     torch.testing.assert_close(std_after(agent, rows), torch.full((2, 1), expected))
-    assert "log_std" not in dict(agent.named_parameters())
+
+
+def test_a_scheduled_standard_deviation_is_not_learned():
+    args, envs, agent, obs = set_up("Ragged", total_timesteps=1000, num_minibatches=1)
+    batch = ppo.make_batch(agent, ppo.collect(envs, agent, obs, args, 0)[0], args)
+    ppo.update(agent, ppo.make_optimizer(agent, args), batch, args)
+    assert agent.log_std.item() == pytest.approx(math.log(0.6))
 
 
 def test_without_a_final_value_the_standard_deviation_is_learned():

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import gae
 from torch.distributions import Normal, kl_divergence
 
 import ppo_continuous as ppo
@@ -37,7 +38,7 @@ def gae_as_a_sum(rewards, values, next_values, terminated, done, gamma, lam):
 @pytest.mark.parametrize("p_end", [0.0, 0.1, 0.6, 1.0])
 def test_gae_is_the_written_out_sum(gamma, lam, p_end):
     rollout = random_rollout(np.random.default_rng(0), 23, 5, p_end)
-    got = ppo.compute_gae(*rollout, gamma, lam)
+    got = gae(ppo, *rollout, gamma, lam)
     np.testing.assert_allclose(got, gae_as_a_sum(*rollout, gamma, lam), rtol=1e-12, atol=1e-12)
 
 
@@ -47,7 +48,7 @@ def test_gae_by_hand():
     for (terminated, done), delta in cases.items():
         one = np.array([[1.0], [1.0]])
         flags = np.array([[terminated], [False]]), np.array([[done], [False]])
-        advantages = ppo.compute_gae(one, 4 * one, 8 * one, *flags, 0.5, 0.5)
+        advantages = gae(ppo, one, 4 * one, 8 * one, *flags, 0.5, 0.5)
         assert advantages[1, 0] == 1  # the rollout's end bootstraps
         assert advantages[0, 0] == delta + (0 if done else 0.25 * 1)
 
@@ -58,9 +59,9 @@ def test_gae_with_lambda_1_is_the_discounted_return_and_with_lambda_0_the_td_err
     last, never = rng.normal(size=(1, 3)), np.zeros((7, 3), dtype=bool)
     next_values = np.concatenate([values[1:], last])
     returns = [sum(0.9**k * rewards[t + k] for k in range(7 - t)) + 0.9 ** (7 - t) * last[0] for t in range(7)]
-    got = ppo.compute_gae(rewards, values, next_values, never, never, 0.9, 1.0)
+    got = gae(ppo, rewards, values, next_values, never, never, 0.9, 1.0)
     np.testing.assert_allclose(got, np.array(returns) - values, rtol=1e-12)
-    got = ppo.compute_gae(rewards, values, next_values, never, never, 0.9, 0.0)
+    got = gae(ppo, rewards, values, next_values, never, never, 0.9, 0.0)
     np.testing.assert_allclose(got, rewards + 0.9 * next_values - values, rtol=1e-12)
 
 
@@ -68,7 +69,7 @@ def test_gae_with_lambda_1_is_the_discounted_return_and_with_lambda_0_the_td_err
 def test_gae_keeps_the_dtype_and_its_inputs(dtype):
     rollout = random_rollout(np.random.default_rng(2), 9, 2, 0.2, dtype)
     before = [array.copy() for array in rollout]
-    assert ppo.compute_gae(*rollout, 0.99, 0.95).dtype == dtype
+    assert gae(ppo, *rollout, 0.99, 0.95).dtype == dtype
     for array, copy in zip(rollout, before):
         np.testing.assert_array_equal(array, copy)
 

@@ -33,7 +33,9 @@ def test_the_snippet_loads_a_trained_policy():
     obs, _ = names["envs"].reset(seed=0)
     with torch.no_grad():
         policy, value = names["agent"](torch.as_tensor(obs))
-        assert torch.equal(policy.mode, trained(torch.as_tensor(obs))[0].mode) and value.shape == (1,)
+        # To rounding: a training's parameters are views of one vector, aligned in memory in another way.
+        torch.testing.assert_close(policy.mode, trained(torch.as_tensor(obs))[0].mode)
+    assert value.shape == (1,)
     names["envs"].step(policy.mode.numpy())
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import gae
 
 ppo = TASK = None  # set by the fixture
 pytestmark = pytest.mark.usefixtures("script")
@@ -108,7 +109,7 @@ def test_advantages_are_of_the_scaled_rewards():
     rollout, _, _ = ppo.collect(envs, agent, obs, args, 0)
     rewards = rollout.rewards / np.std(discounted_returns(rollout.rewards, rollout.done, 0.9))
     columns = rollout.values, rollout.next_values, rollout.terminated, rollout.done
-    advantages, errors = (ppo.compute_gae(rewards, *columns, 0.9, x) for x in (0.5, 0.8))
+    advantages, errors = (gae(ppo, rewards, *columns, 0.9, x) for x in (0.5, 0.8))
     assert np.abs(advantages - errors).max() > 0.01
     batch = ppo.make_batch(agent, rollout, args)
     np.testing.assert_allclose(batch.advantages, advantages.flatten(), rtol=1e-4, atol=1e-5)
@@ -141,7 +142,7 @@ def test_a_batch_is_the_rollout_flattened_with_advantages_and_returns():
     rollout, _, _ = ppo.collect(envs, agent, obs, args, 0)
     batch = ppo.make_batch(agent, rollout, args)
     inputs = (*rollout[5:6], *rollout[3:5], *rollout[6:], args.gamma)
-    advantages, errors = ppo.compute_gae(*inputs, 0.5), ppo.compute_gae(*inputs, 0.8)
+    advantages, errors = gae(ppo, *inputs, 0.5), gae(ppo, *inputs, 0.8)
     for row in range(24):
         t, n = divmod(row, 3)
         assert (batch.obs[row] == rollout.obs[t, n]).all() and (batch.actions[row] == rollout.actions[t, n]).all()
@@ -321,7 +322,9 @@ def test_explained_variance():
 
 def test_the_gradient_is_that_of_the_loss_parameter_by_parameter():
     """Against autograd's accumulation into .grad; the step is then in every parameter of the agent."""
-    args, envs, agent, obs = set_up("Match", num_steps=16, clip_vloss=True, ent_coef=0.01, norm_adv=False)
+    learned = {"final_std": None} if ppo.__name__ == "ppo_continuous" else {}
+    flags = {"num_steps": 16, "clip_vloss": True, "ent_coef": 0.01, "norm_adv": False} | learned
+    args, envs, agent, obs = set_up("Match", **flags)
     batch = ppo.make_batch(agent, ppo.collect(envs, agent, obs, args, 0)[0], args)
     batch = batch._replace(log_probs=batch.log_probs + 0.3 * torch.randn(48))
     vector, _ = ppo.minibatch_gradient(agent, batch, args, args.clip_coef)
@@ -362,3 +365,10 @@ def test_compiled_acting_samples_from_the_policy_as_the_seed_says():
     first, second = act_fn(agent, obs)[0], act_fn(agent, obs)[0]
     torch.manual_seed(5)
     assert (act_fn(agent, obs)[0] == first).all() and (first != second).any()
+
+
+def test_without_a_desired_kl_the_learning_rate_is_left_alone():
+    args, envs, agent, obs = set_up("Match", num_minibatches=1, desired_kl=0)
+    optimizer = ppo.make_optimizer(agent, args)
+    ppo.update(agent, optimizer, ppo.make_batch(agent, ppo.collect(envs, agent, obs, args, 0)[0], args), args)
+    assert [group["lr"] for group in optimizer.param_groups] == [args.learning_rate] * 2

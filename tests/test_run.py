@@ -11,7 +11,7 @@ import sys
 import time
 import types
 from contextlib import closing
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import conftest
@@ -284,6 +284,21 @@ def test_a_finished_run_can_be_resumed_for_longer_and_explicit_flags_win(run):
     args = torch.load(path, weights_only=True)["args"]
     assert (args["gamma"], args["gae_lambda"], args["total_timesteps"]) == (0.8, 0.5, 384)
     assert list(scalars(path.parent, "learning_rate")) == [64, 128, 192, 256, 320, 384]
+
+
+def test_flags_that_shape_the_optimizer_can_be_given_to_a_resumed_run():
+    """A penalty that the run did not have; in ppo_continuous.py, a learned std in place of the scheduled one."""
+    ppo.train(ppo.Args(**SMALL))
+    (path,) = Path("runs").glob("*/checkpoint.pt")
+    args = ppo.load_checkpoint(str(path))["args"]
+    changes = {"resume": str(path), "total_timesteps": 512, "kl_coef": 0.5, "kl_coef_target": 1e-9}
+    changes |= {"final_std": None} if ppo.__name__ == "ppo_continuous" else {}
+    agent = ppo.train(replace(args, **changes))
+    assert all(p.isfinite().all() for p in agent.parameters())
+    betas = list(scalars(path.parent, "kl_coef").values())
+    assert betas == [0, 0, 0, 0, 0.5, 1, 2, 4]  # doubled by every update, as no KL is that small
+    if ppo.__name__ == "ppo_continuous":
+        assert agent.log_std.item() != pytest.approx(np.log(args.initial_std), abs=1e-6)
 
 
 def test_a_checkpoint_scores_the_same_in_another_process(run, capsys):
