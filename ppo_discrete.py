@@ -141,7 +141,7 @@ class Agent(nn.Module):
         return Categorical(logits=self.actor(x), validate_args=False), self.critic(x).squeeze(-1)
 
     def scale_rewards(self, rewards: np.ndarray, done: np.ndarray) -> np.ndarray:
-        """Rewards (T, N) over the running std of the discounted sum of past rewards (openai/baselines), within ±10."""
+        """Rewards (T, N) over the running std of their discounted sum so far (openai/baselines), within ±10."""
         returns = np.zeros(rewards.shape)
         for t in range(len(rewards)):
             returns[t] = self.args.gamma * self.running_returns + rewards[t]
@@ -188,7 +188,7 @@ def compute_gae(rollout: Rollout, gamma: float, gae_lambda: float) -> np.ndarray
 def ppo_loss(log_probs: Tensor, values: Tensor, entropy: Tensor, batch: Batch, *, clip_coef: float, clip_vloss: bool,
              vf_coef: float, ent_coef: float) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """The loss, eq. 9 negated, and metrics. log_probs, values and entropy, all (B,), are of the policy being optimised.
-    Where Â > 0 and r_t > 1+ε, or Â < 0 and r_t < 1-ε, L^CLIP is flat: going further gains nothing. Past the other
+    Where Â > 0 and r_t(θ) > 1+ε, or Â < 0 and r_t(θ) < 1-ε, L^CLIP is flat: no gain in going further. Past the other
     bound the min keeps the unclipped term, whose gradient pulls the ratio back."""
     log_ratio = log_probs - batch.log_probs
     ratio = log_ratio.exp()  # r_t(θ), the ratio in eq. 6
@@ -319,10 +319,10 @@ def train(args: Args) -> Agent:
     obs, _ = envs.reset(seed=env_seeds(args.seed, global_step, args.num_envs))
     with closing(envs), closing(Logger(args, global_step)) as logger:
         for iteration in range(global_step // args.batch_size, args.num_iterations):
-            left, (policy, critic) = 1 - iteration / args.num_iterations, optimizer.param_groups
-            critic["lr"] = args.learning_rate * (left if args.anneal_lr else 1)
+            remaining, (policy, critic) = 1 - iteration / args.num_iterations, optimizer.param_groups
+            critic["lr"] = args.learning_rate * (remaining if args.anneal_lr else 1)
             policy["lr"] = min(critic["lr"], policy["lr"]) if args.desired_kl else critic["lr"]
-            policy["clip_coef"] = args.clip_coef * (left if args.anneal_clip_coef else 1)
+            policy["clip_coef"] = args.clip_coef * (remaining if args.anneal_clip_coef else 1)
             rollout, obs, episode_returns = collect(envs, agent, obs, args, global_step, act_fn)
             metrics = update(agent, optimizer, make_batch(agent, rollout, args), args, gradient_fn)
             global_step += args.batch_size
@@ -357,7 +357,7 @@ def evaluate(agent: Agent, args: Args, run_dir: Path) -> np.ndarray:
 
 
 def env_seeds(seed: int, global_step: int, num_envs: int) -> list[int]:
-    """Seeds for a reset at global_step (-1: evaluation), hashed: seed, seed + 1, ... would recur under other seeds."""
+    """Seeds for a reset at global_step (-1: evaluation), hashed: seed, seed + 1, ... would recur with other seeds."""
     return (np.random.SeedSequence([seed, global_step + 1]).generate_state(num_envs) % 2**31).tolist()
 
 

@@ -139,7 +139,7 @@ class Agent(nn.Module):
         return policy, self.critic(x).squeeze(-1)
 
     def scale_rewards(self, rewards: np.ndarray, done: np.ndarray) -> np.ndarray:
-        """Rewards (T, N) over the running std of the discounted sum of past rewards (openai/baselines), within ±10."""
+        """Rewards (T, N) over the running std of their discounted sum so far (openai/baselines), within ±10."""
         returns = np.zeros(rewards.shape)
         for t in range(len(rewards)):
             returns[t] = self.args.gamma * self.running_returns + rewards[t]
@@ -340,7 +340,7 @@ def evaluate(agent: Agent, args: Args, run_dir: Path) -> np.ndarray:
 
 
 def env_seeds(seed: int, global_step: int, num_envs: int) -> list[int]:
-    """Seeds for a reset at global_step (-1: evaluation), hashed: seed, seed + 1, ... would recur under other seeds."""
+    """Seeds for a reset at global_step (-1: evaluation), hashed: seed, seed + 1, ... would recur with other seeds."""
     return (np.random.SeedSequence([seed, global_step + 1]).generate_state(num_envs) % 2**31).tolist()
 
 
