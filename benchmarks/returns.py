@@ -86,7 +86,7 @@ def train(run: Run, may_diverge: bool = False) -> str:
             raise RuntimeError(f"{shlex.join(run.arguments)} ended with {code.returncode}: {evaluation}")
     else:
         evaluation = (run.folder / "stdout").read_text().strip().splitlines()[-1]
-    run_dir = checkpoints[-1].parent if checkpoints else next(run.folder.glob("runs/*"))
+    run_dir = max(run.folder.glob("runs/*"), key=lambda path: path.stat().st_mtime)  # others: killed before they saved
     write_csv(run, run_dir, evaluation)
     return evaluation
 

@@ -1,6 +1,7 @@
 """benchmarks/returns.py: its statistics against brute force, and that it skips what is done."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -49,6 +50,9 @@ def test_table_shows_every_seed_in_order(results, capsys):
 def test_a_run_writes_its_csv_once_and_a_failing_one_is_named(results, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(returns.Run, "folder", property(lambda self: tmp_path / "work" / self.csv.stem))
     flags = "--total-timesteps 256 --num-steps 8 --eval-episodes 1"
+    left_by_a_killed_run = tmp_path / "work" / "CartPole-v1__1" / "runs" / "CartPole-v1__ppo_discrete__1__0"
+    left_by_a_killed_run.mkdir(parents=True)
+    os.utime(left_by_a_killed_run, (0, 0))
     returns.run_all("s", (1,), ("CartPole-v1",), "ppo_discrete", flags, jobs=1)
     about, rows = returns.read(results / "s" / "CartPole-v1__1.csv")
     assert about["command"] == f"python ppo_discrete.py --env-id CartPole-v1 --seed 1 {flags}"
