@@ -18,7 +18,7 @@ T steps, N environments, B rows (N·T, or a minibatch of them), *O and *A the sh
     L^(CLIP+VF+S)   loss, negated     with value loss and entropy bonus, eq. 9          ppo_loss
     Â_t             advantages        generalized advantage estimation, eq. 11          compute_gae
     δ_t             deltas            temporal-difference errors, eq. 12                compute_gae
-    V_t^targ        returns           Â_t + V(s_t), with a λ of its own                 make_batch
+    V_t^targ        returns           Â_t + V(s_t), what the value function fits        make_batch
 """
 
 import copy
@@ -57,7 +57,6 @@ class Args:
     anneal_lr: bool = True  # let learning_rate fall linearly to 0, as the paper does on Atari
     gamma: float = 0.99  # γ, the discount
     gae_lambda: float = 0.95  # λ of GAE: 0 is the one-step TD error (low variance), 1 is Monte Carlo minus V (low bias)
-    value_lambda: float = 0.95  # λ of the value targets, which can bear more variance than the policy gradient can
     num_minibatches: int = 4  # equal minibatches per epoch; must divide num_envs·num_steps
     update_epochs: int = 10  # K, passes over each batch
     norm_adv: bool = True  # standardise the advantages of each minibatch
@@ -244,7 +243,7 @@ def make_batch(agent: Agent, rollout: Rollout, args: Args) -> Batch:
     """Scales the rewards; estimates advantages and value targets; flattens from (T, N) to (B,)."""
     rollout = rollout._replace(rewards=agent.scale_rewards(rollout.rewards, rollout.done))
     advantages = compute_gae(rollout, args.gamma, args.gae_lambda)
-    returns = compute_gae(rollout, args.gamma, args.value_lambda) + rollout.values
+    returns = advantages + rollout.values
     columns = (*rollout[:4], advantages.astype(np.float32), returns.astype(np.float32))  # as in Batch
     return Batch(*(torch.as_tensor(column, device=args.device).flatten(0, 1) for column in columns))
 
@@ -299,8 +298,7 @@ def update(agent: Agent, optimizer: torch.optim.Optimizer, batch: Batch, args: A
         policy["kl_coef"] *= 2.0 ** int(kl > 1.5 * args.kl_coef_target) * 0.5 ** int(kl < args.kl_coef_target / 1.5)
     agent.update_obs_stats(batch.obs)  # only now: before, it would shift π_θ but not log π_old
     policy["lr"] *= 1.5 ** ((means["approx_kl"] < args.desired_kl / 2) - (means["approx_kl"] > 2 * args.desired_kl > 0))
-    unexplained = (batch.returns - batch.values).var() / batch.returns.var().clamp(min=1e-8)
-    return means | {"explained_variance": 1 - unexplained.item()}
+    return means | {"explained_variance": 1 - (batch.advantages.var() / batch.returns.var().clamp(min=1e-8)).item()}
 
 
 def train(args: Args) -> Agent:
@@ -438,9 +436,9 @@ class UserError(ValueError):
 
 def check(args: Args) -> None:
     """Raises UserError, before anything is created, if these arguments cannot work."""
-    may_be_0 = {"seed", "gamma", "gae_lambda", "value_lambda", "ent_coef", "vf_coef", "kl_coef", "desired_kl"}
+    may_be_0 = {"seed", "gamma", "gae_lambda", "ent_coef", "vf_coef", "kl_coef", "desired_kl"}
     for name, x in asdict(args).items():
-        top = 1 if name in ("gamma", "gae_lambda", "value_lambda") else math.inf if name == "clip_coef" else 2**63 - 1
+        top = 1 if name in ("gamma", "gae_lambda") else math.inf if name == "clip_coef" else 2**63 - 1
         if type(x) in (int, float) and not (0 <= x <= top and (x or name in may_be_0)):
             raise UserError(f"--{name.replace('_', '-')} {x}: must be in {'[' if name in may_be_0 else '('}0, {top}]")
     n, size = args.num_minibatches, args.batch_size

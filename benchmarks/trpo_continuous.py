@@ -55,7 +55,6 @@ class Args:
     num_steps: int = 128  # T, steps per environment and iteration; each iteration learns from one batch of N·T steps
     gamma: float = 0.99  # γ, the discount
     gae_lambda: float = 0.95  # λ of GAE: 0 is the one-step TD error (low variance), 1 is Monte Carlo minus V (low bias)
-    value_lambda: float = 0.95  # λ of the value targets, which can bear more variance than the policy gradient can
     max_kl: float = 0.01  # δ, the mean KL divergence from the old policy that a step may reach
     cg_iterations: int = 10  # iterations of conjugate gradient
     damping: float = 0.1  # is added to the Fisher matrix's diagonal, so that the direction is well defined
@@ -220,7 +219,7 @@ def make_batch(agent: Agent, rollout: Rollout, args: Args) -> Batch:
     """Scales the rewards; estimates advantages and value targets; flattens from (T, N) to (B,)."""
     rollout = rollout._replace(rewards=agent.scale_rewards(rollout.rewards, rollout.done))
     advantages = compute_gae(rollout, args.gamma, args.gae_lambda)
-    returns = compute_gae(rollout, args.gamma, args.value_lambda) + rollout.values
+    returns = advantages + rollout.values
     columns = (*rollout[:4], advantages.astype(np.float32), returns.astype(np.float32))  # as in Batch
     return Batch(*(torch.as_tensor(column, device=args.device).flatten(0, 1) for column in columns))
 
@@ -290,8 +289,7 @@ def update(agent: Agent, optimizer: torch.optim.Optimizer, batch: Batch, args: A
         optimizer.step()
     metrics["value_loss"] = loss.item()
     agent.update_obs_stats(batch.obs)  # only now: before, it would shift π_θ, not π_old
-    unexplained = (batch.returns - batch.values).var() / batch.returns.var().clamp(min=1e-8)
-    return metrics | {"explained_variance": 1 - unexplained.item()}
+    return metrics | {"explained_variance": 1 - (batch.advantages.var() / batch.returns.var().clamp(min=1e-8)).item()}
 
 
 def train(args: Args) -> Agent:
@@ -421,9 +419,9 @@ class UserError(ValueError):
 
 def check(args: Args) -> None:
     """Raises UserError, before anything is created, if these arguments cannot work."""
-    may_be_0 = {"seed", "gamma", "gae_lambda", "value_lambda", "damping"}
+    may_be_0 = {"seed", "gamma", "gae_lambda", "damping"}
     for name, x in asdict(args).items():
-        top = 1 if name in ("gamma", "gae_lambda", "value_lambda") else 2**63 - 1
+        top = 1 if name in ("gamma", "gae_lambda") else 2**63 - 1
         if type(x) in (int, float) and not (0 <= x <= top and (x or name in may_be_0)):
             raise UserError(f"--{name.replace('_', '-')} {x}: must be in {'[' if name in may_be_0 else '('}0, {top}]")
     n, size = args.num_minibatches, args.batch_size

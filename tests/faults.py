@@ -130,7 +130,7 @@ def random_flags(rng: random.Random, script: str) -> dict[str, object]:
         "seed": (0, 1, 2**31, 2**63 - 1), "num_envs": (1, 2, 3, 8), "num_steps": (1, 2, 4, 8, 64),
         "num_minibatches": (1, 2, 3, 8), "update_epochs": (1, 2, 3), "total_timesteps": (64, 128, 256),
         "learning_rate": (1e-12, 1e-3, 1.0), "gamma": (0.0, 0.5, 1.0), "gae_lambda": (0.0, 0.5, 1.0),
-        "value_lambda": (0.0, 0.5, 1.0), "clip_coef": (1e-9, 0.2, 2.0, math.inf), "ent_coef": (0.0, 0.01, 10.0),
+        "clip_coef": (1e-9, 0.2, 2.0, math.inf), "ent_coef": (0.0, 0.01, 10.0),
         "vf_coef": (0.0, 0.5, 100.0), "max_grad_norm": (1e-9, 0.5, 1e9), "kl_coef": (0.0, 1e-6, 1.0, 1e6),
         "kl_coef_target": (1e-9, 0.01, 10.0), "target_kl": (None, 1e-9, 0.02), "desired_kl": (0.0, 1e-9, 0.02),
         "threads": (1, 2), "checkpoint_every": (1, 3), "eval_episodes": (1, 2),

@@ -66,8 +66,7 @@ CHANGES = {
     "anneal_lr": False,
     "gamma": 0.5,
 }
-CHANGES |= {"gae_lambda": 0.3, "value_lambda": 0.3}
-CHANGES |= {"num_minibatches": 2, "update_epochs": 3, "norm_adv": False, "clip_coef": 1e-3}
+CHANGES |= {"gae_lambda": 0.3, "num_minibatches": 2, "update_epochs": 3, "norm_adv": False, "clip_coef": 1e-3}
 CHANGES |= {
     "clip_vloss": True,
     "ent_coef": 0.1,
