@@ -22,6 +22,7 @@ T steps, N environments, B rows (N·T, or a minibatch of them), *O and *A the sh
 """
 
 import copy
+import io
 import math
 import os
 import shutil
@@ -373,7 +374,8 @@ def save_checkpoint(path: Path, agent: Agent, optimizer: torch.optim.Optimizer, 
     checkpoint = {"script": Path(__file__).stem, "args": asdict(replace(args, resume=None, evaluate=None))}
     checkpoint |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict(), "global_step": global_step}
     checkpoint["rng"] = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if "cuda" in args.device else [])]
-    torch.save(checkpoint, path.with_suffix(".tmp"))
+    torch.save(checkpoint, buffer := io.BytesIO())  # in memory first: for a full disk, torch has no clear words
+    path.with_suffix(".tmp").write_bytes(buffer.getbuffer())
     os.replace(path.with_suffix(".tmp"), path)
 
 
@@ -489,9 +491,9 @@ def main() -> None:
             evaluate(agent, args, Path(args.evaluate).parent)
         else:
             train(args)
-    except (UserError, FloatingPointError, KeyboardInterrupt) as error:
+    except (UserError, FloatingPointError, OSError, KeyboardInterrupt) as error:  # OSError: a full disk, and its kin
         print(f"error: {str(error) or 'interrupted'}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UserError) else 1 if isinstance(error, FloatingPointError) else 130)
+        sys.exit(2 if isinstance(error, UserError) else 130 if isinstance(error, KeyboardInterrupt) else 1)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,14 @@
-"""What is too slow for the suite: kills, full disks, random flags and long runs, each tried on the real scripts.
+"""What is too slow for the suite: kills, full disks and long runs, each tried on the real scripts.
 
     python tests/faults.py kill --times 50
-    python tests/faults.py flags --examples 1000
     python tests/faults.py disk
     python tests/faults.py long --steps 20000000
+    python -m pytest tests/test_flags.py --hypothesis-profile long
 
-Each prints what it found and exits with 1 at the first promise of the README that does not hold.
+Each prints what it found and exits with 1 at the first promise of the README that does not hold. The last tries 1,000
+combinations of flags on each script, where the suite tries 24.
 """
 
-import importlib
-import json
-import math
-import os
 import random
 import resource
 import signal
@@ -26,7 +23,6 @@ from tqdm import tqdm
 from tyro.extras import SubcommandApp
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 app = SubcommandApp()
 
 # Runs a script whose Logger notes the last step, as TensorBoard keeps its events in memory for up to two minutes.
@@ -121,68 +117,6 @@ def disk(script: str = "ppo_discrete") -> None:
         print(f"exit status {full.returncode}: {last}")
         must(full.returncode == 1 and last.startswith("error: ") and "Traceback" not in err, f"not one line: {err}")
         must(path.read_bytes() == before, "the checkpoint before is no longer what it was")
-
-
-def random_flags(rng: random.Random, script: str) -> dict[str, object]:
-    """Flags over the whole of Args, most of them possible, some not, for two iterations or so."""
-    switch = (True, False)
-    possible = {
-        "seed": (0, 1, 2**31, 2**63 - 1), "num_envs": (1, 2, 3, 8), "num_steps": (1, 2, 4, 8, 64),
-        "num_minibatches": (1, 2, 3, 8), "update_epochs": (1, 2, 3), "total_timesteps": (64, 128, 256),
-        "learning_rate": (1e-12, 1e-3, 1.0), "gamma": (0.0, 0.5, 1.0), "gae_lambda": (0.0, 0.5, 1.0),
-        "clip_coef": (1e-9, 0.2, 2.0, math.inf), "ent_coef": (0.0, 0.01, 10.0),
-        "vf_coef": (0.0, 0.5, 100.0), "max_grad_norm": (1e-9, 0.5, 1e9), "kl_coef": (0.0, 1e-6, 1.0, 1e6),
-        "kl_coef_target": (1e-9, 0.01, 10.0), "target_kl": (None, 1e-9, 0.02), "desired_kl": (0.0, 1e-9, 0.02),
-        "threads": (1, 2), "checkpoint_every": (1, 3), "eval_episodes": (1, 2),
-    }  # fmt: skip
-    for name in ("norm_adv", "anneal_lr", "anneal_clip_coef", "clip_vloss", "eval_greedy", "norm_obs", "norm_reward"):
-        possible[name] = switch
-    impossible = {name: (-1, 0.0, math.nan, math.inf, -math.inf) for name in possible if possible[name] is not switch}
-    impossible |= {"device": ("meat", "cuda:99"), "env_id": ("Nowhere-v0", "probe_envs:DictObs-v0")}
-    if script == "ppo_continuous":
-        possible |= {"initial_std": (1e-6, 0.6, 10.0), "final_std": (None, 1e-6, 0.08, 10.0)}
-    chosen = {name: rng.choice(options) for name, options in possible.items() if rng.random() < 0.3}
-    if rng.random() < 0.3:
-        name = rng.choice(list(impossible))
-        chosen[name] = rng.choice(impossible[name])
-    sizes = {"num_envs": 4, "num_steps": 16, "num_minibatches": 4, "total_timesteps": 128, "eval_episodes": 1}
-    tasks = ("probe_envs:Match-v0", "probe_envs:Ragged-v0", "probe_envs:Countdown-v0", "probe_envs:Sign-v0")
-    return sizes | {"env_id": rng.choice(tasks)} | chosen
-
-
-def try_flags(script: str, flags: dict[str, object]) -> str:
-    """'refused' by check, or 'trained' to finite weights; exits otherwise."""
-    ppo = importlib.import_module(script)
-    os.environ["PROBE_ACTIONS"] = "Discrete" if script == "ppo_discrete" else "Box"
-    try:
-        agent = ppo.train(ppo.Args(**flags))
-    except ppo.UserError as error:
-        must("\n" not in str(error) and len(str(error)) > 10, f"{flags}: {error!r}")
-        return "refused"
-    must(all(p.isfinite().all() for p in agent.parameters()), f"{flags}: weights are not finite")
-    return "trained"
-
-
-@app.command
-def flags(examples: int = 1000, script: str = "ppo_continuous", seed: int = 0) -> None:
-    """Random flags either get the clear error of check, or train to finite weights.
-
-    Args:
-        examples: combinations to try.
-        script: ppo_continuous or ppo_discrete.
-        seed: of the combinations.
-    """
-    rng, counts = random.Random(seed), {"refused": 0, "trained": 0}
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
-        for _ in tqdm(range(examples)):
-            chosen = random_flags(rng, script)
-            try:
-                counts[try_flags(script, chosen)] += 1
-            except Exception as error:
-                raise RuntimeError(f"{script}: {chosen}") from error
-        os.chdir("/")
-    print(json.dumps(counts))
 
 
 @app.command

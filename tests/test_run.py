@@ -285,6 +285,24 @@ def test_a_finished_run_can_be_resumed_for_longer_and_explicit_flags_win(run):
     assert list(scalars(path.parent, "learning_rate")) == [64, 128, 192, 256, 320, 384]
 
 
+@with_all_scripts
+def test_a_full_disk_costs_one_line_and_leaves_the_last_checkpoint_whole(monkeypatch, capsys):
+    ppo.train(ppo.Args(**SMALL))
+    (path,) = Path("runs").glob("*/checkpoint.pt")
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(sys, "argv", ["x.py", "--resume", str(path), "--total-timesteps", "512"])
+    with pytest.raises(SystemExit) as ended:
+        ppo.main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "error: [Errno 28] No space left on device"
+    assert path.read_bytes() == before
+
+
 def test_flags_that_shape_the_optimizer_can_be_given_to_a_resumed_run():
     """A penalty that the run did not have; in ppo_continuous.py, a learned std in place of the scheduled one."""
     ppo.train(ppo.Args(**SMALL))

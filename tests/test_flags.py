@@ -1,0 +1,59 @@
+"""Any combination of flags either gets the clear error of check, or trains to finite weights."""
+
+import math
+import warnings
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+ppo = None  # set by the fixture
+pytestmark = pytest.mark.usefixtures("script")
+settings.register_profile("short", max_examples=24, derandomize=True, deadline=None, database=None)
+settings.register_profile("long", max_examples=1000, deadline=None, database=None)
+settings.load_profile("short")
+
+SWITCHES = "norm_adv anneal_lr anneal_clip_coef clip_vloss eval_greedy norm_obs norm_reward"
+NUMBERS = {
+    "seed": (0, 1, 2**31, 2**63 - 1), "num_envs": (1, 2, 3, 8), "num_steps": (1, 2, 4, 8, 64),
+    "num_minibatches": (1, 2, 3, 8), "update_epochs": (1, 2, 3), "total_timesteps": (64, 128, 256),
+    "learning_rate": (1e-12, 1e-3, 1.0), "gamma": (0.0, 0.5, 1.0), "gae_lambda": (0.0, 0.5, 1.0),
+    "clip_coef": (1e-9, 0.2, 2.0, math.inf), "ent_coef": (0.0, 0.01, 10.0), "vf_coef": (0.0, 0.5, 100.0),
+    "max_grad_norm": (1e-9, 0.5, 1e9), "kl_coef": (0.0, 1e-6, 1.0, 1e6), "kl_coef_target": (1e-9, 0.01, 10.0),
+    "target_kl": (None, 1e-9, 0.02), "desired_kl": (0.0, 1e-9, 0.02), "threads": (1, 2), "checkpoint_every": (1, 3),
+    "eval_episodes": (1, 2),
+}  # fmt: skip
+STD = {"initial_std": (1e-6, 0.6, 10.0), "final_std": (None, 1e-6, 0.08, 10.0)}
+NONSENSE = st.one_of(
+    st.sampled_from(list(NUMBERS)).flatmap(
+        lambda name: st.tuples(
+            st.just(name),
+            st.sampled_from((-1, 0) if type(NUMBERS[name][-1]) is int else (-1.0, 0.0, math.nan, math.inf, -math.inf)),
+        )
+    ),
+    st.sampled_from([("device", "meat"), ("env_id", "Nowhere-v0"), ("env_id", "probe_envs:DictObs-v0")]),
+)
+TASKS = [f"probe_envs:{name}-v0" for name in ("Match", "Ragged", "Countdown", "Sign")]
+SMALL = {"num_envs": 4, "num_steps": 16, "num_minibatches": 4, "total_timesteps": 128, "eval_episodes": 1}
+
+
+@given(st.data())
+@settings(suppress_health_check=list(HealthCheck))
+def test_flags_are_refused_in_one_line_or_train_to_finite_weights(data):
+    numbers = NUMBERS | (STD if ppo.__name__ == "ppo_continuous" else {})
+    optional = {name: st.sampled_from(values) for name, values in numbers.items()}
+    optional |= {name: st.booleans() for name in SWITCHES.split()}
+    flags = (
+        SMALL | {"env_id": data.draw(st.sampled_from(TASKS))} | data.draw(st.fixed_dictionaries({}, optional=optional))
+    )
+    if data.draw(st.integers(0, 3)) == 0:
+        name, value = data.draw(NONSENSE)
+        flags[name] = value
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            agent = ppo.train(ppo.Args(**flags))
+        except ppo.UserError as error:
+            assert len(str(error)) > 10 and "\n" not in str(error)
+        else:
+            assert all(p.isfinite().all() for p in agent.parameters())
