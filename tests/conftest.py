@@ -1,5 +1,7 @@
+import functools
 import importlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -58,7 +60,9 @@ def start(*flags, script):
     env = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
     pipe = subprocess.PIPE
     command = [sys.executable, str(script), *map(str, flags)]
-    process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True)
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": pipe, "stderr": pipe}
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a suite in the background ignores it
+    process = subprocess.Popen(command, env=env, text=True, preexec_fn=heed, **pipes)
     started.append(process)
     return process
 

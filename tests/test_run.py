@@ -192,11 +192,13 @@ def test_a_checkpoint_is_replaced_only_by_a_whole_one(monkeypatch):
     agent = ppo.Agent(ppo.make_envs(args, 1), args)
     optimizer = ppo.make_optimizer(agent, args)
 
-    def save_half(checkpoint, path):
-        Path(path).write_bytes(b"half")
+    write = Path.write_bytes
+
+    def write_half(path, _):
+        write(path, b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(torch, "save", save_half)
+    monkeypatch.setattr(Path, "write_bytes", write_half)
     with pytest.raises(OSError, match="disk full"):
         ppo.save_checkpoint(path, agent, optimizer, args, 0)
     assert path.read_bytes() == before
