@@ -144,8 +144,8 @@ class Agent(nn.Module):
             obs = ((obs - self.obs_stats.mean) / (self.obs_stats.var + 1e-8).sqrt()).clamp(-10, 10)
         x = obs.float().reshape(len(obs), -1)
         mean = self.actor(x).view(-1, *self.log_std.shape)
-        std, progress = self.log_std.exp(), (self.obs_stats.count / self.args.total_timesteps).float()  # steps so far
-        std = std.detach() ** (1 - progress) * self.args.final_std**progress if self.args.final_std else std
+        std, progress = self.log_std.exp(), (self.obs_stats.count / self.args.total_timesteps).float()  # count of steps
+        std = std.detach() ** (1 - progress) * self.args.final_std**progress if self.args.final_std else std  # learned
         policy = Independent(Normal(mean, std, validate_args=False), mean.dim() - 1, validate_args=False)
         return policy, self.critic(x).squeeze(-1)
 
@@ -185,7 +185,7 @@ class Batch(NamedTuple):
 
 
 def compute_gae(rollout: Rollout, gamma: float, gae_lambda: float) -> np.ndarray:
-    """Generalized advantage estimates (T, N), in the dtype of the rewards. A terminal state is worth 0; where a time
+    """Generalized advantage estimates (T, N), in the inputs' dtype. A terminal state is worth 0; where a time
     limit or the rollout's end cuts an episode off, next_values stands for the rest."""
     deltas = rollout.rewards + gamma * rollout.next_values * ~rollout.terminated - rollout.values  # δ_t, eq. 12
     advantages = deltas.copy()
@@ -259,10 +259,10 @@ def make_batch(agent: Agent, rollout: Rollout, args: Args) -> Batch:
 
 
 def make_optimizer(agent: Agent, args: Args) -> torch.optim.Optimizer:
-    """Adam on two flat vectors, the critic's and the rest, of which the parameters become views: it takes few calls."""
+    """Adam with openai/baselines' eps on two flat vectors, of which the parameters become views: fewer kernels."""
     vector = nn.utils.parameters_to_vector(agent.parameters()).detach()
     nn.utils.vector_to_parameters(vector, agent.parameters())
-    n = sum(p.numel() for p in agent.critic.parameters())  # the last ones, so define the critic last
+    n = sum(p.numel() for p in agent.critic.parameters())  # the critic's vector is the last, so define it last
     policy = {"params": vector[:-n], "clip_coef": args.clip_coef, "kl_coef": args.kl_coef}  # here they are checkpointed
     return torch.optim.Adam([policy, {"params": vector[-n:]}], args.learning_rate, eps=1e-5, fused=True)
 

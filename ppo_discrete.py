@@ -176,7 +176,7 @@ class Batch(NamedTuple):
 
 
 def compute_gae(rollout: Rollout, gamma: float, gae_lambda: float) -> np.ndarray:
-    """Generalized advantage estimates (T, N), in the dtype of the rewards. A terminal state is worth 0; where a time
+    """Generalized advantage estimates (T, N), in the inputs' dtype. A terminal state is worth 0; where a time
     limit or the rollout's end cuts an episode off, next_values stands for the rest."""
     deltas = rollout.rewards + gamma * rollout.next_values * ~rollout.terminated - rollout.values  # δ_t, eq. 12
     advantages = deltas.copy()
@@ -250,10 +250,10 @@ def make_batch(agent: Agent, rollout: Rollout, args: Args) -> Batch:
 
 
 def make_optimizer(agent: Agent, args: Args) -> torch.optim.Optimizer:
-    """Adam on two flat vectors, the critic's and the rest, of which the parameters become views: it takes few calls."""
+    """Adam with openai/baselines' eps on two flat vectors, of which the parameters become views: fewer kernels."""
     vector = nn.utils.parameters_to_vector(agent.parameters()).detach()
     nn.utils.vector_to_parameters(vector, agent.parameters())
-    n = sum(p.numel() for p in agent.critic.parameters())  # the last ones, so define the critic last
+    n = sum(p.numel() for p in agent.critic.parameters())  # the critic's vector is the last, so define it last
     policy = {"params": vector[:-n], "clip_coef": args.clip_coef, "kl_coef": args.kl_coef}  # here they are checkpointed
     return torch.optim.Adam([policy, {"params": vector[-n:]}], args.learning_rate, eps=1e-5, fused=True)
 

@@ -133,8 +133,8 @@ class Agent(nn.Module):
             obs = ((obs - self.obs_stats.mean) / (self.obs_stats.var + 1e-8).sqrt()).clamp(-10, 10)
         x = obs.float().reshape(len(obs), -1)
         mean = self.actor(x).view(-1, *self.log_std.shape)
-        std, progress = self.log_std.exp(), (self.obs_stats.count / self.args.total_timesteps).float()  # steps so far
-        std = std.detach() ** (1 - progress) * self.args.final_std**progress if self.args.final_std else std
+        std, progress = self.log_std.exp(), (self.obs_stats.count / self.args.total_timesteps).float()  # count of steps
+        std = std.detach() ** (1 - progress) * self.args.final_std**progress if self.args.final_std else std  # learned
         policy = Independent(Normal(mean, std, validate_args=False), mean.dim() - 1, validate_args=False)
         return policy, self.critic(x).squeeze(-1)
 
@@ -173,7 +173,7 @@ class Batch(NamedTuple):
 
 
 def compute_gae(rollout: Rollout, gamma: float, gae_lambda: float) -> np.ndarray:
-    """Generalized advantage estimates (T, N), in the dtype of the rewards. A terminal state is worth 0; where a time
+    """Generalized advantage estimates (T, N), in the inputs' dtype. A terminal state is worth 0; where a time
     limit or the rollout's end cuts an episode off, next_values stands for the rest."""
     deltas = rollout.rewards + gamma * rollout.next_values * ~rollout.terminated - rollout.values  # δ_t, eq. 12
     advantages = deltas.copy()

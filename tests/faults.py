@@ -41,8 +41,9 @@ ppo.main()
 """
 
 
-def start(folder: Path, script: str, *flags: object, limit: int | None = None) -> subprocess.Popen:
-    """The script in a process of its own in this folder; no file of it may grow past limit bytes, as on a full disk."""
+def start(folder: Path, script: str, *flags: object, limit: int | None = None, quiet: bool = False) -> subprocess.Popen:
+    """The script in a process of its own in this folder; no file of it may grow past limit bytes, as on a full disk.
+    What it prints goes into pipes, or nowhere if quiet: a pipe that nobody reads fills up."""
 
     def before() -> None:
         if limit:
@@ -50,7 +51,8 @@ def start(folder: Path, script: str, *flags: object, limit: int | None = None) -
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     command = [sys.executable, "-c", NOTING.format(root=str(ROOT), script=script), *map(str, flags)]
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    output = subprocess.DEVNULL if quiet else subprocess.PIPE
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
     return subprocess.Popen(command, cwd=folder, text=True, preexec_fn=before, **pipes)
 
 
@@ -128,8 +130,7 @@ def long(steps: int = 20_000_000) -> None:
     """
     with tempfile.TemporaryDirectory() as name:
         flags = ("--total-timesteps", steps, "--num-envs", 64, "--compile", "--eval-episodes", 1)
-        process, rows, begin = start(Path(name), "ppo_discrete", *flags), [], time.monotonic()
-        process.stderr.close()
+        process, rows, begin = start(Path(name), "ppo_discrete", *flags, quiet=True), [], time.monotonic()
         while process.poll() is None:
             time.sleep(10)
             noted, status = Path(name, "noted"), Path(f"/proc/{process.pid}/status")
@@ -139,6 +140,7 @@ def long(steps: int = 20_000_000) -> None:
                     (time.monotonic() - begin, int(noted.read_text()), int(resident[0]) // 1024 if resident else 0)
                 )
                 print("{:.0f} s, step {}, {} MiB".format(*rows[-1]), flush=True)
+    must(process.returncode == 0, f"the run ended with {process.returncode}")
     quarter = len(rows) // 4
     must(quarter > 1, f"too short: {rows}")
     speeds = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in ((rows[1], rows[quarter]), (rows[-quarter], rows[-2]))]

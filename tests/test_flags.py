@@ -9,9 +9,6 @@ from hypothesis import strategies as st
 
 ppo = None  # set by the fixture
 pytestmark = pytest.mark.usefixtures("script")
-settings.register_profile("short", max_examples=24, derandomize=True, deadline=None, database=None)
-settings.register_profile("long", max_examples=1000, deadline=None, database=None)
-settings.load_profile("short")
 
 SWITCHES = "norm_adv anneal_lr anneal_clip_coef clip_vloss eval_greedy norm_obs norm_reward"
 NUMBERS = {
