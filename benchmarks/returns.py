@@ -270,9 +270,11 @@ def figure(setting: str, name: str = "returns") -> None:
             if env_id in PUBLISHED:
                 value, source = PUBLISHED[env_id]
                 ax.axhline(value, color=best, linewidth=1.2, linestyle=(0, (5, 3)))
-                note = {"xytext": (-2, 3), "textcoords": "offset points", "ha": "right", "fontsize": 9}
-                ax.annotate(f"{source}: {value}", (grid[-1] / 1e6, value), color=best, **note)
+                note = {"xytext": (2, 3), "textcoords": "offset points", "fontsize": 9}
+                ax.annotate(f"{source}: {value}", (0, value), color=best, **note)
+                ax.set_ylim(top=max(ax.get_ylim()[1], value * 1.15))
             ax.set_ylim(bottom=min(0, values.min()))
+            ax.set_xticks(np.linspace(0, round(grid[-1] / 1e6, 1), 3))
         axes[0, 0].figure.supxlabel("million environment steps", fontsize=11)
         axes[0, 0].figure.supylabel("return of the last 100 episodes", fontsize=11)
 

@@ -158,9 +158,6 @@ def table1(jobs: int = 2) -> None:
         print(f"| {v.label} | {'' if v.paper is None else v.paper} | **{of_envs.mean():.2f}** | {' | '.join(cells)} |")
 
 
-COLLAPSE = (
-    "--num-minibatches 32 --learning-rate 1e-3 --no-anneal-lr --desired-kl 0 --final-std None --max-grad-norm 1e9"
-)
 EPOCHS = 20
 
 
@@ -172,13 +169,13 @@ def collapse(env_id: str = "Hopper-v5", jobs: int = 2) -> None:
         env_id: environment with continuous actions.
         jobs: processes at a time, each with one thread.
     """
-    flags = f"{COLLAPSE} --update-epochs {EPOCHS}"
+    flags = f"{PAPER} --update-epochs {EPOCHS}"
     clipped = Variant("clipped, ε = 0.2", f"collapse_clip_{EPOCHS}", flags)
-    free = Variant("not clipped", f"collapse_free_{EPOCHS}", f"{flags} {NO_CLIP}")
+    free = Variant("not clipped", f"collapse_free_{EPOCHS}", flags, script="benchmarks/unclipped")
     train_all([run for v in (clipped, free) for run in v.runs((env_id,))], jobs, may_diverge=True)
 
     def paint(axes: np.ndarray, colors: list[str]) -> None:
-        titles = ("return of the last 100 episodes", "KL of an update", "fraction of ratios past 1 ± 0.2")
+        titles = ("return of the last 100 episodes", "KL divergence of an update", "fraction of ratios past 1 ± 0.2")
         for variant, color in zip((clipped, free), colors):
             for i, run in enumerate(variant.runs((env_id,))):
                 rows = read(run.csv)[1]
@@ -187,9 +184,11 @@ def collapse(env_id: str = "Hopper-v5", jobs: int = 2) -> None:
                     ax.set(title=title, xlabel="thousand steps")
         axes[0, 1].set_yscale("log")
         axes[0, 2].set_ylim(0, 1)
-        axes[0, 0].legend(frameon=False)
+        axes[0, 0].figure.legend(
+            *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False
+        )
 
-    draw("collapse", (10, 3.2), (1, 3), paint)
+    draw("collapse", (10, 3.5), (1, 3), paint)
     for v in (clipped, free):
         print(
             f"{v.label}: "
