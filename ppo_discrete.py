@@ -52,13 +52,13 @@ class Args:
     env_id: str = "CartPole-v1"  # environment with Box observations and Discrete actions; "module:Id-v0" works too
     seed: int = 1  # seeds weights, action sampling, minibatch order and environments
     total_timesteps: int = 200_000  # environment steps over all num_envs, rounded down to whole batches
-    learning_rate: float = 1e-3  # step size of Adam; with desired_kl the policy's is at most that
+    learning_rate: float = 2e-3  # step size of Adam; with desired_kl the policy's is at most that
     num_envs: int = 16  # N, environments that act in parallel
     num_steps: int = 128  # T, steps per environment and iteration; each iteration learns from one batch of N·T steps
     anneal_lr: bool = True  # let learning_rate fall linearly to 0, as the paper does on Atari
-    gamma: float = 0.99  # γ, the discount
+    gamma: float = 0.999  # γ, the discount
     gae_lambda: float = 0.95  # λ of GAE: 0 is the one-step TD error (low variance), 1 is Monte Carlo minus V (low bias)
-    num_minibatches: int = 4  # equal minibatches per epoch; must divide num_envs·num_steps
+    num_minibatches: int = 8  # equal minibatches per epoch; must divide num_envs·num_steps
     update_epochs: int = 10  # K, passes over each batch
     norm_adv: bool = True  # standardise the advantages of each minibatch
     clip_coef: float = 0.2  # ε, the ratio is clipped to [1-ε, 1+ε]; inf turns clipping off
