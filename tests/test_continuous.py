@@ -40,6 +40,13 @@ def test_actions_are_clipped_and_mapped_to_the_bounds(action, expected):
     assert (actions == action).all()  # the caller's array is left alone
 
 
+def test_what_mujoco_says_in_info_is_not_gathered():
+    envs = ppo.make_envs(ppo.Args(num_envs=2))
+    envs.reset(seed=[0, 1])
+    assert envs.step(np.zeros((2, 6), np.float32))[-1] == {}
+    assert "x_position" in envs.unwrapped.envs[0].unwrapped.step(np.zeros(6))[-1]
+
+
 def test_the_first_policy_is_nearly_the_same_everywhere_and_the_first_values_are_not():
     _, _, agent, _ = set_up("Ragged")
     with torch.no_grad():
