@@ -3,6 +3,7 @@
     python benchmarks/trust_region.py surrogate
     python benchmarks/trust_region.py table1
     python benchmarks/trust_region.py collapse
+    python benchmarks/trust_region.py story
     python benchmarks/trust_region.py claims
 
 `surrogate` draws the clipped objective and its gradient against the ratio, as the script's own ppo_loss computes them.
@@ -194,6 +195,34 @@ def collapse(env_id: str = "Hopper-v5", jobs: int = 2) -> None:
             f"{v.label}: "
             + ", ".join(f"seed {r.seed} {x:.0f}" for r, x in zip(v.runs((env_id,)), returns_of(v.runs((env_id,)))))
         )
+
+
+STORY = (
+    Variant("TRPO", "trpo", "", script=TRPO),
+    Variant("nothing", "epochs_10_free", f"--update-epochs 10 {NO_CLIP} --desired-kl 0"),
+    Variant("penalty on the KL", "penalty_0.01", f"{PENALTY} 0.01 --desired-kl 0"),
+    Variant("PPO", "defaults", ""),
+)
+
+
+@app.command
+def story(jobs: int = 2) -> None:
+    """TRPO, its constraint removed, replaced by a penalty, and replaced by a clip: what each returns and costs.
+
+    Args:
+        jobs: processes at a time, each with one thread.
+    """
+    env_ids = ("Hopper-v5", "HalfCheetah-v5")
+    train_all([run for v in STORY for run in v.runs(env_ids)], jobs, may_diverge=True)
+    print("| | " + " | ".join(f"{env_id}, seconds | return, each seed" for env_id in env_ids) + " |")
+    print("|---" * (1 + 2 * len(env_ids)) + "|")
+    for v in STORY:
+        cells = []
+        for env_id in env_ids:
+            runs = v.runs((env_id,))
+            cells.append(f"{np.mean([read(run.csv)[1][-1, 1] for run in runs]):.0f}")
+            cells.append(" ".join(f"{x:.0f}" for x in returns_of(runs)))
+        print(f"| {v.label} | {' | '.join(cells)} |")
 
 
 @dataclass(frozen=True)
