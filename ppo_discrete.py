@@ -74,7 +74,7 @@ class Args:
     norm_obs: bool = True  # scale observations by their running mean and standard deviation
     norm_reward: bool = True  # divide rewards by the running std of their discounted sum; logged returns stay raw
     device: str = "cpu"  # cpu, cuda, cuda:1, ...; networks this small are fastest on the CPU
-    threads: int = 1  # CPU threads of torch; more gain nothing at this size
+    threads: int = 1  # CPU threads of torch; more gain little at this size
     compile: bool = False  # compile acting, loss and gradient: faster after a wait at the start; needs a C++ compiler
     track: bool = False  # log to Weights & Biases, besides TensorBoard
     wandb_project_name: str = "ppo"  # project for --track

@@ -65,7 +65,7 @@ class Args:
     norm_obs: bool = True  # scale observations by their running mean and standard deviation
     norm_reward: bool = True  # divide rewards by the running std of their discounted sum; logged returns stay raw
     device: str = "cpu"  # cpu, cuda, cuda:1, ...; networks this small are fastest on the CPU
-    threads: int = 1  # CPU threads of torch; more gain nothing at this size
+    threads: int = 1  # CPU threads of torch; more gain little at this size
     track: bool = False  # log to Weights & Biases, besides TensorBoard
     wandb_project_name: str = "ppo"  # project for --track
     capture_video: bool = False  # film the evaluation into videos/ in the run folder; it is then of one episode
@@ -80,7 +80,7 @@ class Args:
 
 
 class WithoutInfo(gym.Wrapper):
-    """Drops info: nothing reads MuJoCo's here, and gathering it from all environments takes 5 % of a training."""
+    """Drops info, which nothing here reads: gathering it from all environments takes 5 % of a HalfCheetah training."""
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         return *self.env.step(action)[:4], {}
@@ -141,8 +141,8 @@ class Agent(nn.Module):
             obs = ((obs - self.obs_stats.mean) / (self.obs_stats.var + 1e-8).sqrt()).clamp(-10, 10)
         x = obs.float().reshape(len(obs), -1)
         mean = self.actor(x).view(-1, *self.log_std.shape)
-        log_std, progress = self.log_std, self.obs_stats.count / self.args.total_timesteps  # the count is of steps
-        if self.args.final_std:
+        log_std, progress = self.log_std, self.obs_stats.count / self.args.total_timesteps  # steps learned from
+        if self.args.final_std:  # else learned
             log_std = log_std.detach() * (1 - progress) + progress * math.log(self.args.final_std)
         policy = Independent(Normal(mean, log_std.exp(), validate_args=False), mean.dim() - 1, validate_args=False)
         return policy, self.critic(x).squeeze(-1)
