@@ -34,7 +34,7 @@ def test_scores_are_0_for_the_random_policy_and_1_for_the_best_mean():
 
 
 def test_every_run_has_flags_that_its_script_takes_and_a_name_of_its_own():
-    variants = [(v, trust_region.TABLE1_ENVS, trust_region.STEPS) for v in trust_region.TABLE1]
+    variants = [(v, trust_region.TABLE1_ENVS, trust_region.TABLE1_STEPS) for v in trust_region.TABLE1]
     variants += [(v, ("Hopper-v5",), trust_region.STEPS) for v in trust_region.STORY]
     variants += [(v, c.env_ids, c.steps) for c in trust_region.CLAIMS for v in c.variants]
     seen = {}
