@@ -31,7 +31,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,6 +40,7 @@ from typing import Any, Literal, NamedTuple
 import gymnasium as gym
 import numpy as np
 import torch
+import torch.distributed as dist
 import tyro
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, kl_divergence
@@ -87,6 +88,8 @@ class Args:
     game = property(lambda self: f"ale_py:ALE/{self.env_id.split('ALE/')[-1].removesuffix('-v5')}-v5")
     batch_size = property(lambda self: self.num_envs * self.num_steps)
     num_iterations = property(lambda self: self.total_timesteps // self.batch_size)
+    rank = property(lambda self: int(os.environ.get("RANK", 0)))  # number of this process, of the world_size ...
+    world_size = property(lambda self: int(os.environ.get("WORLD_SIZE", 1)))  # ... processes that torchrun started
 
 
 def make_envs(args: Args, num_envs: int | None = None, **kwargs: Any) -> gym.vector.VectorEnv:  # noqa: ANN401
@@ -104,7 +107,8 @@ def make_envs(args: Args, num_envs: int | None = None, **kwargs: Any) -> gym.vec
     options = {"frameskip": 4, "maxpool": True, "stack_num": 4, "noop_max": 30, "use_fire_reset": True}
     options |= {"autoreset_mode": mode, "life_loss_info": args.protocol == "classic"}  # a lost life is terminated
     options |= {"episodic_life": False, "reward_clipping": False}  # True would reset at a lost life; hide true scores
-    return CountGames(gym.make_vec(args.game, num_envs or args.num_envs, "vector_entry_point", **(options | kwargs)))
+    num_envs = num_envs or args.num_envs // args.world_size
+    return CountGames(gym.make_vec(args.game, num_envs, "vector_entry_point", **(options | kwargs)))
 
 
 class CountGames(gym.vector.VectorWrapper):
@@ -230,6 +234,8 @@ def collect(envs: gym.vector.VectorEnv, agent: Agent, obs: np.ndarray, args: Arg
     """T steps of N environments from observations (N, *O), where the last rollout stopped, after global_step steps.
     Returns the rollout, where it stopped, and the raw returns of ended episodes. Raises FloatingPointError on NaN."""
     rows, final_obs, episode_returns = [], [], []
+    if not np.isfinite(obs).all():
+        raise FloatingPointError(f"an observation is not finite at step {global_step:,}")
     for step in range(global_step, global_step + args.batch_size, args.num_envs):
         obs_t = torch.as_tensor(obs, device=args.device)
         actions, log_probs, values = act_fn(agent, obs_t)
@@ -263,6 +269,8 @@ def make_batch(agent: Agent, rollout: Rollout, args: Args) -> Batch:
 def make_optimizer(agent: Agent, args: Args) -> torch.optim.Optimizer:
     """Adam with openai/baselines' eps on two flat vectors, of which the parameters become views: fewer kernels."""
     vector = nn.utils.parameters_to_vector(agent.parameters()).detach()
+    if args.world_size > 1:
+        dist.broadcast(vector, 0)
     nn.utils.vector_to_parameters(vector, agent.parameters())
     n = sum(p.numel() for p in agent.critic.parameters())  # the critic's vector is the last, so define it last
     policy = {"params": vector[:-n], "clip_coef": args.clip_coef, "kl_coef": args.kl_coef}  # here they are checkpointed
@@ -273,10 +281,11 @@ def minibatch_gradient(agent: Agent, batch: Batch, args: Args, clip_coef: float,
                        old_agent: Agent | None = None) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """The gradient of the loss in all parameters as one flat vector, in their order, and the metrics of ppo_loss. An
     old_agent, which acts by π_old, adds the penalty on KL[π_old, π_θ] of eq. 8, weighted by kl_coef, β."""
-    policy, values = agent(batch.obs)
     if args.norm_adv:  # not in the paper, but in openai/baselines
         std, mean = torch.std_mean(batch.advantages)
         batch = batch._replace(advantages=(batch.advantages - mean) / (std + 1e-8))
+    batch = Batch(*(column[args.rank :: args.world_size] for column in batch))  # this process's share
+    policy, values = agent(batch.obs)
     loss, metrics = ppo_loss(policy.log_prob(batch.actions), values, policy.entropy(), batch, clip_coef=clip_coef,
                              clip_vloss=args.clip_vloss, vf_coef=args.vf_coef, ent_coef=args.ent_coef)  # fmt: skip
     if old_agent:  # in closed form, where approx_kl is an estimate
@@ -293,9 +302,13 @@ def update(agent: Agent, optimizer: torch.optim.Optimizer, batch: Batch, args: A
     old_agent = copy.deepcopy(agent).requires_grad_(False) if args.kl_coef else None
     policy["kl_coef"] = policy["kl_coef"] or args.kl_coef  # a run that is resumed may have had none
     order = torch.cat([torch.randperm(args.batch_size, device=args.device) for _ in range(args.update_epochs)])
+    if args.world_size > 1:
+        dist.broadcast(order, 0)
     for rows in order.split(args.batch_size // args.num_minibatches):  # equal parts: none straddles two epochs
         minibatch = Batch(*(column[rows] for column in batch))
         gradient, metrics = gradient_fn(agent, minibatch, args, policy["clip_coef"], policy["kl_coef"], old_agent)
+        if args.world_size > 1:
+            gradient, metrics = average(gradient, metrics, args)
         metrics["grad_norm"] = gradient.norm()
         gradient *= (args.max_grad_norm / metrics["grad_norm"]).clamp(max=1)  # openai/baselines
         vectors[0].grad, vectors[1].grad = gradient.split([len(vector) for vector in vectors])
@@ -315,18 +328,15 @@ def update(agent: Agent, optimizer: torch.optim.Optimizer, batch: Batch, args: A
 
 def train(args: Args) -> Agent:
     """Algorithm 1, then an evaluation. Raises ValueError on arguments that cannot work, FloatingPointError on NaN."""
-    check(args)
-    torch.manual_seed(args.seed)
-    torch.set_num_threads(args.threads)
+    act_fn, gradient_fn = prepare(args)
     envs = make_envs(args)
     agent = Agent(envs, args).to(args.device)
     optimizer = make_optimizer(agent, args)
-    act_fn, gradient_fn = act, minibatch_gradient
-    if args.compile:  # the backward pass with the loss; tanh as exp, which CPUs do faster; CUDA graphs on GPUs
-        torch._dynamo.config.trace_autograd_ops = torch._inductor.config.cpp.use_decompose_tanh = True
-        act_fn, gradient_fn = torch.compile(act), torch.compile(gradient_fn, mode="reduce-overhead")
     global_step = load_checkpoint(args.resume, agent, optimizer)["global_step"] if args.resume else 0
-    obs, _ = envs.reset(seed=env_seeds(args.seed, global_step, args.num_envs))
+    seeds = env_seeds(args.seed, global_step, args.num_envs)[args.rank :: args.world_size]
+    obs, _ = envs.reset(seed=seeds)
+    if global_step or args.rank:  # neither a resumed run nor another process draws the actions of the first again
+        torch.manual_seed(seeds[0])
     with closing(envs), closing(Logger(args, global_step)) as logger:
         for iteration in range(global_step // args.batch_size, args.num_iterations):
             remaining, (policy, critic) = 1 - iteration / args.num_iterations, optimizer.param_groups
@@ -334,18 +344,51 @@ def train(args: Args) -> Agent:
             policy["lr"] = min(critic["lr"], policy["lr"]) if args.desired_kl else critic["lr"]
             policy["clip_coef"] = args.clip_coef * (remaining if args.anneal_clip_coef else 1)
             rollout, obs, episode_returns = collect(envs, agent, obs, args, global_step, act_fn)
-            metrics = update(agent, optimizer, make_batch(agent, rollout, args), args, gradient_fn)
+            metrics = update(agent, optimizer, make_batch(agent, gather(rollout, args), args), args, gradient_fn)
             global_step += args.batch_size
             logger.log(metrics, episode_returns, global_step)
-            if logger.signals or (iteration + 1) % args.checkpoint_every == 0 or iteration + 1 == args.num_iterations:
+            if logger.stop or (iteration + 1) % args.checkpoint_every == 0 or iteration + 1 == args.num_iterations:
                 save_checkpoint(logger.run_dir / "checkpoint.pt", agent, optimizer, args, global_step)
-                if logger.signals:
-                    sys.exit(128 + logger.signals[0])
-    evaluate(agent, args, logger.run_dir)
+            if logger.stop:
+                sys.exit(128 + logger.stop[0])
+    if args.rank == 0:
+        evaluate(agent, args, logger.run_dir)
     return agent
 
 
 # ---- The algorithm ends here; what follows is plumbing. --------------------------------------------------------------
+def prepare(args: Args) -> tuple[Callable, Callable]:
+    """Sets torch up and meets torchrun's other processes. Returns act and minibatch_gradient, compiled if asked for."""
+    check(args)
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
+    if args.world_size > 1:
+        if on_gpu := "cuda" in args.device:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if on_gpu else "gloo")
+    if not args.compile:
+        return act, minibatch_gradient
+    # The backward pass with the loss; tanh as exp, which CPUs do faster; CUDA graphs on GPUs.
+    torch._dynamo.config.trace_autograd_ops = torch._inductor.config.cpp.use_decompose_tanh = True
+    return torch.compile(act), torch.compile(minibatch_gradient, mode="reduce-overhead")
+
+
+def gather(rollout: Rollout, args: Args) -> Rollout:
+    """The rollouts of all processes, each (T, N / processes, ...), side by side: (T, N, ...)."""
+    columns = [torch.as_tensor(column, device=args.device) for column in rollout if args.world_size > 1]
+    for i, part in enumerate(columns):
+        dist.all_gather(parts := [torch.empty_like(part) for _ in range(args.world_size)], part)
+        columns[i] = torch.cat(parts, 1) if torch.is_tensor(rollout[i]) else torch.cat(parts, 1).cpu().numpy()
+    return Rollout(*columns or rollout)
+
+
+def average(gradient: Tensor, metrics: dict[str, Tensor], args: Args) -> tuple[Tensor, dict[str, Tensor]]:
+    """The means of both over all processes, in one message."""
+    dist.all_reduce(vector := torch.cat([gradient, torch.stack(list(metrics.values()))]))
+    gradient, means = (vector / args.world_size).split([len(gradient), len(metrics)])
+    return gradient, dict(zip(metrics, means))
+
+
 @torch.no_grad()
 def evaluate(agent: Agent, args: Args, run_dir: Path) -> np.ndarray:
     """Plays one whole episode in each of E fresh environments: the first E to end would be short ones. Returns (E,)."""
@@ -356,13 +399,16 @@ def evaluate(agent: Agent, args: Args, run_dir: Path) -> np.ndarray:
     envs = make_envs(args, episodes, **({"render_mode": "rgb_array", "wrappers": film} if args.capture_video else {}))
     obs, _ = envs.reset(seed=env_seeds(args.seed, -1, episodes))
     returns, finished = np.zeros(episodes), np.zeros(episodes, dtype=bool)
-    while not finished.all():
+    for _ in range(100_000):  # an environment may never end
         policy, _ = agent(torch.as_tensor(obs, device=args.device))
         obs, rewards, *_, info = envs.step((policy.mode if args.eval_greedy else policy.sample()).cpu().numpy())
         returns += rewards * ~finished
         finished |= info.get("_episode", False)
+        if finished.all():
+            break
     envs.close()
-    print(f"evaluation: return {returns.mean():.1f} ± {returns.std():.1f}, {len(returns)} episodes of {args.env_id}")
+    which = f"{episodes} episodes of {args.env_id}" + " cut off after 100,000 steps" * (not finished.all())
+    print(f"evaluation: return {returns.mean():.1f} ± {returns.std():.1f}, {which}")
     return returns
 
 
@@ -373,16 +419,17 @@ def env_seeds(seed: int, global_step: int, num_envs: int) -> list[int]:
 
 def save_checkpoint(path: Path, agent: Agent, optimizer: torch.optim.Optimizer, args: Args, global_step: int) -> None:
     """Writes all that resuming and evaluating need; a crash meanwhile leaves the previous checkpoint whole."""
+    if args.rank:
+        return
     checkpoint = {"script": Path(__file__).stem, "args": asdict(replace(args, resume=None, evaluate=None))}
     checkpoint |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict(), "global_step": global_step}
-    checkpoint["rng"] = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if "cuda" in args.device else [])]
     torch.save(checkpoint, buffer := io.BytesIO())  # in memory first: for a full disk, torch has no clear words
     path.with_suffix(".tmp").write_bytes(buffer.getbuffer())
     os.replace(path.with_suffix(".tmp"), path)
 
 
 def load_checkpoint(path: str, agent: Agent | None = None, optimizer: Any = None) -> dict[str, Any]:  # noqa: ANN401
-    """What save_checkpoint wrote, args as Args. Loads it into agent, and into optimizer and the RNGs, where given."""
+    """What save_checkpoint wrote, args as Args. Loads it into agent and optimizer, where given."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         if checkpoint["script"] != Path(__file__).stem:
@@ -392,8 +439,6 @@ def load_checkpoint(path: str, agent: Agent | None = None, optimizer: Any = None
             agent.load_state_dict(checkpoint["agent"])
         if optimizer:
             optimizer.load_state_dict(checkpoint["optimizer"])
-            torch.set_rng_state(checkpoint["rng"][0])
-            torch.cuda.set_rng_state_all(checkpoint["rng"][1 : 1 + torch.cuda.device_count()])
     except Exception as error:  # no file, half a file, another file, arguments or networks of another version, ...
         raise UserError(f"cannot load {path}: {' '.join(str(error).split()) or 'it is empty'}") from error
     return checkpoint
@@ -406,41 +451,57 @@ class Logger:
         name = f"{args.env_id}__{Path(__file__).stem}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         self.run_dir = Path(args.resume or f"runs/{name.translate(str.maketrans('/:', '__'))}/checkpoint.pt").parent
         try:
-            if args.track:
+            if args.track and args.rank == 0:
                 __import__("wandb").init(project=args.wandb_project_name, id=self.run_dir.resolve().name,
                     config=asdict(args), resume="allow", reinit="finish_previous", sync_tensorboard=True)  # fmt: skip
         except Exception as error:
             print(f"warning: going on without Weights & Biases: {error}", file=sys.stderr)
-        self.writer = SummaryWriter(self.run_dir, purge_step=global_step + 1 if args.resume else None)
-        print(f"{self.run_dir}: {args.num_iterations:,} iterations of {args.batch_size:,} steps", flush=True)
-        self.bar = tqdm(total=args.total_timesteps, initial=global_step, unit=" steps", unit_scale=True, mininterval=1)
-        self.returns, self.last_time = [], time.perf_counter()
-        self.signals, in_main = [], threading.current_thread() is threading.main_thread()  # no handlers elsewhere
+        if args.rank == 0:
+            self.writer = SummaryWriter(self.run_dir, purge_step=global_step + 1 if args.resume else None)
+            print(f"{self.run_dir}: {args.num_iterations:,} iterations of {args.batch_size:,} steps", flush=True)
+        self.bar = tqdm(total=args.total_timesteps, initial=global_step, unit=" steps", unit_scale=True, mininterval=1,
+                        disable=args.rank > 0)  # fmt: skip
+        self.args, self.returns, self.last = args, [], (global_step, time.perf_counter())
+        self.signals, self.stop = [], []  # those that this process got; those that any did, by the end of an iteration
+        in_main = threading.current_thread() is threading.main_thread()  # no handlers elsewhere
         self.handlers = {s: signal.signal(s, self.catch) for s in (signal.SIGINT, signal.SIGTERM) if in_main}
 
     def catch(self, signum: int, _: object) -> None:
         """Lets the iteration finish on the first Ctrl-C or SIGTERM; a second one acts as it would without us."""
         self.signals.append(signum)
-        signal.signal(signum, self.handlers[signum])
-        os.write(2, f"\n{signal.Signals(signum).name}: stopping after this iteration; again stops at once\n".encode())
+        for each, handler in self.handlers.items():
+            signal.signal(each, handler)
+        self.bar.disable = True  # Ctrl-C may have stopped what reads our output, too
+        with suppress(OSError):
+            os.write(2, f"\n{signal.Signals(signum).name}: stopping after this iteration; again: at once\n".encode())
 
     def log(self, metrics: dict[str, float], episode_returns: list[float], global_step: int) -> None:
-        """Writes the metrics of the iteration that ended at global_step, and its speed."""
-        metrics["steps_per_second"] = (global_step - self.bar.n) / (time.perf_counter() - self.last_time)
-        self.returns, self.last_time = (self.returns + episode_returns)[-100:], time.perf_counter()
+        """Writes the metrics of the iteration that ended at global_step, and its speed, for all processes."""
+        everyone = [(episode_returns, self.signals)] * self.args.world_size
+        if self.args.world_size > 1:
+            dist.all_gather_object(everyone, everyone[0])
+        self.stop = [signum for _, signals in everyone for signum in signals]
+        if self.args.rank:
+            return
+        self.returns = (self.returns + [x for returns, _ in everyone for x in returns])[-100:]
         metrics |= {"episodic_return": float(np.mean(self.returns))} if self.returns else {}
+        (last_step, last_time), self.last = self.last, (global_step, time.perf_counter())
+        metrics["steps_per_second"] = (global_step - last_step) / (self.last[1] - last_time)
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise FloatingPointError(f"{name} is {value} at step {global_step:,}")
             self.writer.add_scalar(name, value, global_step)
         self.bar.postfix = f"return {metrics.get('episodic_return', math.nan):.1f}, KL {metrics['approx_kl']:.4f}"
-        self.bar.update(global_step - self.bar.n)
+        self.bar.update(global_step - last_step)
 
     def close(self) -> None:
         self.bar.close()
-        self.writer.close()
+        if self.args.rank == 0:
+            self.writer.close()
         for signum, handler in self.handlers.items():
             signal.signal(signum, handler)
+        if self.args.world_size > 1:
+            dist.destroy_process_group()
 
 
 class UserError(ValueError):
@@ -451,12 +512,14 @@ def check(args: Args) -> None:
     """Raises UserError, before anything is created, if these arguments cannot work."""
     may_be_0 = {"seed", "gamma", "gae_lambda", "ent_coef", "vf_coef", "kl_coef", "desired_kl"}
     for name, x in asdict(args).items():
-        top = 1 if name in ("gamma", "gae_lambda") else math.inf if name == "clip_coef" else 2**63 - 1
+        top = {"gamma": 1, "gae_lambda": 1, "clip_coef": math.inf, "threads": 1024}.get(name, 2**63 - 1)
         if type(x) in (int, float) and not (0 <= x <= top and (x or name in may_be_0)):
             raise UserError(f"--{name.replace('_', '-')} {x}: must be in {'[' if name in may_be_0 else '('}0, {top}]")
-    n, size = args.num_minibatches, args.batch_size
+    n, size, w = args.num_minibatches, args.batch_size, args.world_size
     if size % n or size == n:
         raise UserError(f"--num-minibatches {n}: must cut num_envs·num_steps = {size} into equal parts of 2 or more")
+    if args.num_envs % w or size // n % w:
+        raise UserError(f"{w} processes: must divide --num-envs {args.num_envs} and minibatches of {size // n} steps")
     if args.num_iterations < 1:
         raise UserError(f"--total-timesteps {args.total_timesteps}: must be num_envs·num_steps = {size} or more")
     if args.compile and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
@@ -490,6 +553,10 @@ def main() -> None:
             evaluate(agent, args, Path(args.evaluate).parent)
         else:
             train(args)
+    except (EOFError, ConnectionError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "by peer" not in str(error):
+            raise
+        sys.exit(f"error: lost another process of this run, an environment's or torchrun's: {error}")
     except (UserError, FloatingPointError, OSError, KeyboardInterrupt) as error:  # OSError: a full disk, and its kin
         print(f"error: {str(error) or 'interrupted'}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 130 if isinstance(error, KeyboardInterrupt) else 1)

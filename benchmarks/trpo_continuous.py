@@ -22,22 +22,24 @@ N environments, B rows (N·T), P policy parameters, *O and *A the shapes of one 
 
 import io
 import math
+import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 import torch
+import torch.distributed as dist
 import tyro
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal, kl_divergence
@@ -53,6 +55,7 @@ class Args:
     total_timesteps: int = 1_000_000  # environment steps over all num_envs, rounded down to whole batches
     initial_std: float = 0.6  # standard deviation, at the start, of actions, which are in [-1, 1]; learned
     num_envs: int = 16  # N, environments that act in parallel
+    vectorization: Literal["sync", "async"] = "sync"  # async gives each environment a process: pays for slow ones
     num_steps: int = 128  # T, steps per environment and iteration; each iteration learns from one batch of N·T steps
     gamma: float = 0.99  # γ, the discount
     gae_lambda: float = 0.95  # λ of GAE: 0 is the one-step TD error (low variance), 1 is Monte Carlo minus V (low bias)
@@ -76,21 +79,30 @@ class Args:
     eval_greedy: bool = True  # evaluate with the most likely action; --no-eval-greedy samples
     batch_size = property(lambda self: self.num_envs * self.num_steps)
     num_iterations = property(lambda self: self.total_timesteps // self.batch_size)
+    rank = property(lambda self: int(os.environ.get("RANK", 0)))  # number of this process, of the world_size ...
+    world_size = property(lambda self: int(os.environ.get("WORLD_SIZE", 1)))  # ... processes that torchrun started
     final_std = property(lambda self: None)  # ppo_continuous.py has a schedule; here the standard deviation is learned
 
 
-class WithoutInfo(gym.Wrapper):
-    """Drops info, which nothing here reads: gathering it from all environments takes 5 % of a HalfCheetah training."""
+class Isolate(gym.Wrapper):
+    """Copies observations, as an environment may go on writing into them, and drops info, which nothing here reads:
+    gathering it from all environments takes 5 % of a HalfCheetah training. Keeps Ctrl-C from a process of its own."""
+
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env)
+        if multiprocessing.parent_process():
+            os.setpgrp()
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
-        return *self.env.step(action)[:4], {}
+        obs, reward, terminated, truncated, _ = self.env.step(action)
+        return np.array(obs), reward, terminated, truncated, {}
 
 
 def make_envs(args: Args, num_envs: int | None = None, **kwargs: Any) -> gym.vector.VectorEnv:  # noqa: ANN401
     """Environments that map [-1, 1] to their bounds, and clip there, and report returns; kwargs as in gym.make_vec."""
     mode = {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}  # no step is spent on a reset: all rows are real
-    wrappers = [WithoutInfo, *kwargs.pop("wrappers", [])]
-    envs = gym.make_vec(args.env_id, num_envs or args.num_envs, "sync", mode, wrappers, **kwargs)
+    wrappers, num_envs = [Isolate, *kwargs.pop("wrappers", [])], num_envs or args.num_envs // args.world_size
+    envs = gym.make_vec(args.env_id, num_envs, args.vectorization, mode, wrappers, **kwargs)
     low, high = envs.action_space.low, envs.action_space.high
     envs = gym.wrappers.vector.TransformAction(envs, lambda a: np.clip(low + (high - low) * (a + 1) / 2, low, high))
     return gym.wrappers.vector.RecordEpisodeStatistics(envs)
@@ -133,7 +145,7 @@ class Agent(nn.Module):
         self.log_std = nn.Parameter(torch.full(action_shape, args.initial_std).log())  # the same in every state
         self.args, self.obs_stats, self.return_stats = args, RunningMeanStd(obs_shape), RunningMeanStd(())
         self.update_obs_stats = self.obs_stats.update  # takes observations (B, *O)
-        self.running_returns = np.zeros(envs.num_envs)  # of episodes under way; not saved, as a resume starts new ones
+        self.running_returns = np.zeros(args.num_envs)  # of episodes under way; not saved, as a resume starts new ones
 
     def forward(self, obs: Tensor) -> tuple[Distribution, Tensor]:
         """The policy π_θ(·|s), over actions (B, *A), and the values V(s) (B,), in observations (B, *O)."""
@@ -204,6 +216,8 @@ def collect(envs: gym.vector.VectorEnv, agent: Agent, obs: np.ndarray, args: Arg
     """T steps of N environments from observations (N, *O), where the last rollout stopped, after global_step steps.
     Returns the rollout, where it stopped, and the raw returns of ended episodes. Raises FloatingPointError on NaN."""
     rows, final_obs, episode_returns = [], [], []
+    if not np.isfinite(obs).all():
+        raise FloatingPointError(f"an observation is not finite at step {global_step:,}")
     for step in range(global_step, global_step + args.batch_size, args.num_envs):
         obs_t = torch.as_tensor(obs, device=args.device)
         actions, log_probs, values = act_fn(agent, obs_t)
@@ -311,17 +325,20 @@ def train(args: Args) -> Agent:
     agent = Agent(envs, args).to(args.device)
     optimizer = torch.optim.Adam(agent.critic.parameters(), args.critic_learning_rate, fused=True)
     global_step = load_checkpoint(args.resume, agent, optimizer)["global_step"] if args.resume else 0
-    obs, _ = envs.reset(seed=env_seeds(args.seed, global_step, args.num_envs))
+    seeds = env_seeds(args.seed, global_step, args.num_envs)
+    obs, _ = envs.reset(seed=seeds)
+    if global_step:  # a resumed run does not draw the actions of the first again
+        torch.manual_seed(seeds[0])
     with closing(envs), closing(Logger(args, global_step)) as logger:
         for iteration in range(global_step // args.batch_size, args.num_iterations):
             rollout, obs, episode_returns = collect(envs, agent, obs, args, global_step)
             metrics = update(agent, optimizer, make_batch(agent, rollout, args), args)
             global_step += args.batch_size
             logger.log(metrics, episode_returns, global_step)
-            if logger.signals or (iteration + 1) % args.checkpoint_every == 0 or iteration + 1 == args.num_iterations:
+            if logger.stop or (iteration + 1) % args.checkpoint_every == 0 or iteration + 1 == args.num_iterations:
                 save_checkpoint(logger.run_dir / "checkpoint.pt", agent, optimizer, args, global_step)
-                if logger.signals:
-                    sys.exit(128 + logger.signals[0])
+            if logger.stop:
+                sys.exit(128 + logger.stop[0])
     evaluate(agent, args, logger.run_dir)
     return agent
 
@@ -337,13 +354,16 @@ def evaluate(agent: Agent, args: Args, run_dir: Path) -> np.ndarray:
     envs = make_envs(args, episodes, **({"render_mode": "rgb_array", "wrappers": film} if args.capture_video else {}))
     obs, _ = envs.reset(seed=env_seeds(args.seed, -1, episodes))
     returns, finished = np.zeros(episodes), np.zeros(episodes, dtype=bool)
-    while not finished.all():
+    for _ in range(100_000):  # an environment may never end
         policy, _ = agent(torch.as_tensor(obs, device=args.device))
         obs, rewards, *_, info = envs.step((policy.mode if args.eval_greedy else policy.sample()).cpu().numpy())
         returns += rewards * ~finished
         finished |= info.get("_episode", False)
+        if finished.all():
+            break
     envs.close()
-    print(f"evaluation: return {returns.mean():.1f} ± {returns.std():.1f}, {len(returns)} episodes of {args.env_id}")
+    which = f"{episodes} episodes of {args.env_id}" + " cut off after 100,000 steps" * (not finished.all())
+    print(f"evaluation: return {returns.mean():.1f} ± {returns.std():.1f}, {which}")
     return returns
 
 
@@ -354,16 +374,17 @@ def env_seeds(seed: int, global_step: int, num_envs: int) -> list[int]:
 
 def save_checkpoint(path: Path, agent: Agent, optimizer: torch.optim.Optimizer, args: Args, global_step: int) -> None:
     """Writes all that resuming and evaluating need; a crash meanwhile leaves the previous checkpoint whole."""
+    if args.rank:
+        return
     checkpoint = {"script": Path(__file__).stem, "args": asdict(replace(args, resume=None, evaluate=None))}
     checkpoint |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict(), "global_step": global_step}
-    checkpoint["rng"] = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if "cuda" in args.device else [])]
     torch.save(checkpoint, buffer := io.BytesIO())  # in memory first: for a full disk, torch has no clear words
     path.with_suffix(".tmp").write_bytes(buffer.getbuffer())
     os.replace(path.with_suffix(".tmp"), path)
 
 
 def load_checkpoint(path: str, agent: Agent | None = None, optimizer: Any = None) -> dict[str, Any]:  # noqa: ANN401
-    """What save_checkpoint wrote, args as Args. Loads it into agent, and into optimizer and the RNGs, where given."""
+    """What save_checkpoint wrote, args as Args. Loads it into agent and optimizer, where given."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         if checkpoint["script"] != Path(__file__).stem:
@@ -373,8 +394,6 @@ def load_checkpoint(path: str, agent: Agent | None = None, optimizer: Any = None
             agent.load_state_dict(checkpoint["agent"])
         if optimizer:
             optimizer.load_state_dict(checkpoint["optimizer"])
-            torch.set_rng_state(checkpoint["rng"][0])
-            torch.cuda.set_rng_state_all(checkpoint["rng"][1 : 1 + torch.cuda.device_count()])
     except Exception as error:  # no file, half a file, another file, arguments or networks of another version, ...
         raise UserError(f"cannot load {path}: {' '.join(str(error).split()) or 'it is empty'}") from error
     return checkpoint
@@ -387,41 +406,57 @@ class Logger:
         name = f"{args.env_id}__{Path(__file__).stem}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         self.run_dir = Path(args.resume or f"runs/{name.translate(str.maketrans('/:', '__'))}/checkpoint.pt").parent
         try:
-            if args.track:
+            if args.track and args.rank == 0:
                 __import__("wandb").init(project=args.wandb_project_name, id=self.run_dir.resolve().name,
                     config=asdict(args), resume="allow", reinit="finish_previous", sync_tensorboard=True)  # fmt: skip
         except Exception as error:
             print(f"warning: going on without Weights & Biases: {error}", file=sys.stderr)
-        self.writer = SummaryWriter(self.run_dir, purge_step=global_step + 1 if args.resume else None)
-        print(f"{self.run_dir}: {args.num_iterations:,} iterations of {args.batch_size:,} steps", flush=True)
-        self.bar = tqdm(total=args.total_timesteps, initial=global_step, unit=" steps", unit_scale=True, mininterval=1)
-        self.returns, self.last_time = [], time.perf_counter()
-        self.signals, in_main = [], threading.current_thread() is threading.main_thread()  # no handlers elsewhere
+        if args.rank == 0:
+            self.writer = SummaryWriter(self.run_dir, purge_step=global_step + 1 if args.resume else None)
+            print(f"{self.run_dir}: {args.num_iterations:,} iterations of {args.batch_size:,} steps", flush=True)
+        self.bar = tqdm(total=args.total_timesteps, initial=global_step, unit=" steps", unit_scale=True, mininterval=1,
+                        disable=args.rank > 0)  # fmt: skip
+        self.args, self.returns, self.last = args, [], (global_step, time.perf_counter())
+        self.signals, self.stop = [], []  # those that this process got; those that any did, by the end of an iteration
+        in_main = threading.current_thread() is threading.main_thread()  # no handlers elsewhere
         self.handlers = {s: signal.signal(s, self.catch) for s in (signal.SIGINT, signal.SIGTERM) if in_main}
 
     def catch(self, signum: int, _: object) -> None:
         """Lets the iteration finish on the first Ctrl-C or SIGTERM; a second one acts as it would without us."""
         self.signals.append(signum)
-        signal.signal(signum, self.handlers[signum])
-        os.write(2, f"\n{signal.Signals(signum).name}: stopping after this iteration; again stops at once\n".encode())
+        for each, handler in self.handlers.items():
+            signal.signal(each, handler)
+        self.bar.disable = True  # Ctrl-C may have stopped what reads our output, too
+        with suppress(OSError):
+            os.write(2, f"\n{signal.Signals(signum).name}: stopping after this iteration; again: at once\n".encode())
 
     def log(self, metrics: dict[str, float], episode_returns: list[float], global_step: int) -> None:
-        """Writes the metrics of the iteration that ended at global_step, and its speed."""
-        metrics["steps_per_second"] = (global_step - self.bar.n) / (time.perf_counter() - self.last_time)
-        self.returns, self.last_time = (self.returns + episode_returns)[-100:], time.perf_counter()
+        """Writes the metrics of the iteration that ended at global_step, and its speed, for all processes."""
+        everyone = [(episode_returns, self.signals)] * self.args.world_size
+        if self.args.world_size > 1:
+            dist.all_gather_object(everyone, everyone[0])
+        self.stop = [signum for _, signals in everyone for signum in signals]
+        if self.args.rank:
+            return
+        self.returns = (self.returns + [x for returns, _ in everyone for x in returns])[-100:]
         metrics |= {"episodic_return": float(np.mean(self.returns))} if self.returns else {}
+        (last_step, last_time), self.last = self.last, (global_step, time.perf_counter())
+        metrics["steps_per_second"] = (global_step - last_step) / (self.last[1] - last_time)
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise FloatingPointError(f"{name} is {value} at step {global_step:,}")
             self.writer.add_scalar(name, value, global_step)
         self.bar.postfix = f"return {metrics.get('episodic_return', math.nan):.1f}, KL {metrics['approx_kl']:.4f}"
-        self.bar.update(global_step - self.bar.n)
+        self.bar.update(global_step - last_step)
 
     def close(self) -> None:
         self.bar.close()
-        self.writer.close()
+        if self.args.rank == 0:
+            self.writer.close()
         for signum, handler in self.handlers.items():
             signal.signal(signum, handler)
+        if self.args.world_size > 1:
+            dist.destroy_process_group()
 
 
 class UserError(ValueError):
@@ -440,6 +475,8 @@ def check(args: Args) -> None:
         raise UserError(f"--num-minibatches {n}: must cut num_envs·num_steps = {size} into equal parts of 2 or more")
     if args.num_iterations < 1:
         raise UserError(f"--total-timesteps {args.total_timesteps}: must be num_envs·num_steps = {size} or more")
+    if args.world_size > 1:
+        raise UserError(f"torchrun started {args.world_size} processes: this script works in one, unlike PPO's")
     check_env(args)
 
 

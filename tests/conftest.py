@@ -59,14 +59,14 @@ def gae(ppo, rewards, values, next_values, terminated, done, gamma, gae_lambda):
     return ppo.compute_gae(rollout, gamma, gae_lambda)
 
 
-def start(*flags, script):
-    """The script in a process of its own, as a user starts it."""
-    env = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
+def start(*flags, script, env=None, group=False):
+    """The script in a process of its own, as a user starts it; in a group of its own, as a terminal would."""
+    env = os.environ | {"PYTHONPATH": str(ROOT / "tests")} | (env or {})
     pipe = subprocess.PIPE
     command = [sys.executable, str(script), *map(str, flags)]
     pipes = {"stdin": subprocess.DEVNULL, "stdout": pipe, "stderr": pipe}
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a suite in the background ignores it
-    process = subprocess.Popen(command, env=env, text=True, preexec_fn=heed, **pipes)
+    process = subprocess.Popen(command, env=env, text=True, preexec_fn=heed, start_new_session=group, **pipes)
     started.append(process)
     return process
 

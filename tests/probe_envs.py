@@ -119,6 +119,15 @@ class Ragged(Probe):
         return 10 * self.tag + self.t, end and self.kind != 1, end and self.kind != 0
 
 
+class Same(Ragged):
+    """Ragged, but writes all observations into one array."""
+
+    def obs(self):
+        self.array = getattr(self, "array", np.zeros(4))
+        self.array[:] = super().obs()
+        return self.array
+
+
 class Echo(Probe):
     """Lopsided bounds, matrix-shaped actions; observes the action that came in. Never ends."""
 
@@ -149,6 +158,20 @@ class Broken(Probe):
         return (self.options["value"] if bad else 1.0), False, False
 
 
+class Worst(Constant):
+    """Goes wrong at the 1000th step: raises, or ends its process."""
+
+    steps = 0
+
+    def outcome(self, action):
+        self.steps += 1
+        if self.steps == 1000:
+            if self.options.get("dies"):
+                os._exit(1)
+            raise ValueError("the robot fell off the table")
+        return 1.0, self.t == 4, False
+
+
 class DiscreteActions(Probe):
     action_space = gym.spaces.Discrete(2)
 
@@ -177,7 +200,12 @@ for name, probe, kwargs, limit in (
     ("Match", Match, {}, None),
     ("Counter", Counter, {}, None),
     ("Ragged", Ragged, {}, None),
+    ("Same", Same, {}, None),
     ("Echo", Echo, {}, None),
+    ("Endless", Constant, {}, None),
+    ("NanStart", Broken, {"where": "obs", "at": 0, "value": np.nan}, None),
+    ("Raises", Worst, {}, None),
+    ("Dies", Worst, {"dies": True}, None),
     ("Lopsided", Lopsided, {}, None),
     ("NanObs", Broken, {"where": "obs", "at": 20, "value": np.nan}, None),
     ("NanReward", Broken, {"where": "reward", "at": 20, "value": np.nan}, None),

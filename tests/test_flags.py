@@ -4,11 +4,12 @@ import math
 import warnings
 
 import pytest
+from conftest import with_all_scripts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 ppo = None  # set by the fixture
-pytestmark = pytest.mark.usefixtures("script")
+pytestmark = [pytest.mark.usefixtures("script"), with_all_scripts]
 
 SWITCHES = "norm_adv anneal_lr anneal_clip_coef clip_vloss eval_greedy norm_obs norm_reward"
 NUMBERS = {
@@ -20,6 +21,9 @@ NUMBERS = {
     "target_kl": (None, 1e-9, 0.02), "desired_kl": (0.0, 1e-9, 0.02), "threads": (1, 2), "checkpoint_every": (1, 3),
     "eval_episodes": (1, 2),
 }  # fmt: skip
+CHOICES = {"vectorization": ("sync", "sync", "async")}
+ATARI = {"protocol": ("classic", "machado"), "bf16": (False, True), "num_envs": (1, 2), "num_steps": (1, 2, 8)}
+ATARI |= {"total_timesteps": (16, 32), "threads": (1, 2)}
 STD = {"initial_std": (1e-6, 0.6, 10.0), "final_std": (None, 1e-6, 0.08, 10.0)}
 NONSENSE = st.one_of(
     st.sampled_from(list(NUMBERS)).flatmap(
@@ -37,12 +41,14 @@ SMALL = {"num_envs": 4, "num_steps": 16, "num_minibatches": 4, "total_timesteps"
 @given(st.data())
 @settings(suppress_health_check=list(HealthCheck))
 def test_flags_are_refused_in_one_line_or_train_to_finite_weights(data):
-    numbers = NUMBERS | (STD if ppo.__name__ == "ppo_continuous" else {})
+    atari = ppo.__name__ == "ppo_atari"
+    numbers = NUMBERS | (STD if ppo.__name__ == "ppo_continuous" else {}) | (ATARI if atari else CHOICES)
+    switches = [name for name in SWITCHES.split() if not (atari and name in ("norm_obs", "norm_reward"))]
     optional = {name: st.sampled_from(values) for name, values in numbers.items()}
-    optional |= {name: st.booleans() for name in SWITCHES.split()}
-    flags = (
-        SMALL | {"env_id": data.draw(st.sampled_from(TASKS))} | data.draw(st.fixed_dictionaries({}, optional=optional))
-    )
+    optional |= {name: st.booleans() for name in switches}
+    flags = SMALL | ({"env_id": "Pong", "num_envs": 2, "num_steps": 8, "total_timesteps": 32} if atari else {})
+    flags |= {} if atari else {"env_id": data.draw(st.sampled_from(TASKS))}
+    flags |= data.draw(st.fixed_dictionaries({}, optional=optional))
     if data.draw(st.integers(0, 3)) == 0:
         name, value = data.draw(NONSENSE)
         flags[name] = value

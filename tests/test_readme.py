@@ -43,6 +43,7 @@ def test_every_flag_in_the_readme_exists():
     scripts = [importlib.import_module(name).Args for name in SCRIPTS]
     fields = {name.replace("_", "-") for args in scripts for name in args.__dataclass_fields__}
     flags = set(re.findall(r"--([a-z][a-z0-9-]+)", README)) - {"help", "logdir", "x", "no-x"}
+    flags -= {"nproc-per-node", "nnodes", "node-rank", "master-addr"}  # torchrun's
     assert {flag.removeprefix("no-") for flag in flags} <= fields
 
 

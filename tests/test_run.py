@@ -229,20 +229,40 @@ def test_a_killed_run_resumes_where_its_checkpoint_was_written(run):
 
 
 @with_all_scripts
-def test_resuming_restores_weights_optimizer_statistics_and_random_numbers_to_the_bit():
+def test_resuming_restores_weights_optimizer_and_statistics_to_the_bit():
     args = ppo.Args(**SMALL)
     agent = ppo.train(args)
     (path,) = Path("runs").glob("*/checkpoint.pt")
     saved = torch.load(path, weights_only=True)
     fresh = ppo.Agent(ppo.make_envs(args, 1), args)
     optimizer = ppo.make_optimizer(fresh, args)
-    torch.manual_seed(99)
     assert ppo.load_checkpoint(str(path), fresh, optimizer)["global_step"] == 256
     for name, tensor in fresh.state_dict().items():
         assert torch.equal(tensor, agent.state_dict()[name])
     for state, expected in zip(optimizer.state_dict()["state"].values(), saved["optimizer"]["state"].values()):
         assert all(torch.equal(state[key], expected[key]) for key in expected)
-    assert torch.equal(torch.get_rng_state(), saved["rng"][0])
+
+
+def test_a_resumed_run_is_the_same_each_time_and_does_not_draw_the_first_actions_again(monkeypatch):
+    drawn, collect = [], ppo.collect
+
+    def keep(*args):
+        rollout, *rest = collect(*args)
+        drawn.append(rollout.actions)
+        return rollout, *rest
+
+    monkeypatch.setattr(ppo, "collect", keep)
+    ppo.train(ppo.Args(**SMALL))
+    (path,) = Path("runs").glob("*/checkpoint.pt")
+    agents = []
+    for name in ("one", "other"):
+        copy = Path(name, "checkpoint.pt")
+        copy.parent.mkdir()
+        shutil.copy(path, copy)
+        torch.manual_seed(len(agents))
+        agents.append(ppo.train(ppo.Args(**SMALL | {"total_timesteps": 320}, resume=str(copy))).state_dict())
+    assert all(torch.equal(agents[0][name], agents[1][name]) for name in agents[0])
+    assert len(drawn) == 6 and torch.equal(drawn[4], drawn[5]) and not torch.equal(drawn[0], drawn[4])
 
 
 @with_all_scripts

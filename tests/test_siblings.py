@@ -7,15 +7,14 @@ import re
 import pytest
 from conftest import ROOT, SCRIPTS
 
-SHARED = "RunningMeanStd mlp Rollout Batch compute_gae ppo_loss act collect make_batch make_optimizer"
+SHARED = "Isolate RunningMeanStd mlp Rollout Batch compute_gae ppo_loss act collect make_batch make_optimizer"
 SHARED += " minibatch_gradient update train evaluate env_seeds save_checkpoint load_checkpoint Logger UserError"
-SHARED += " check main"
+SHARED += " check main prepare gather average"
 DIFFERENT = "Args make_envs Agent check_env"
-NOT_IN_ATARI = {"RunningMeanStd", "mlp"}
+NOT_IN_ATARI = {"RunningMeanStd", "mlp", "Isolate"}
 ONLY_IN_ATARI = {"CountGames", "layer_init"}
-ONLY_IN_CONTINUOUS = {"WithoutInfo"}
 FLAGS_OF_ATARI = {"protocol", "bf16"}
-FLAGS_NOT_OF_ATARI = {"norm_obs", "norm_reward"}
+FLAGS_NOT_OF_ATARI = {"norm_obs", "norm_reward", "vectorization"}
 FLAGS_OF_CONTINUOUS = {"initial_std", "final_std"}
 SAID_IN_OTHER_WORDS = {"env_id", "clip_vloss", "ent_coef", "device", "threads", "eval_greedy"}
 PAIRS = pytest.mark.parametrize("one, other", list(itertools.combinations(SCRIPTS, 2)))
@@ -39,8 +38,6 @@ def test_every_definition_is_declared_shared_or_different(name):
     declared = {*SHARED.split(), *DIFFERENT.split()}
     if name == "ppo_atari":
         declared = declared - NOT_IN_ATARI | ONLY_IN_ATARI
-    if name == "ppo_continuous":
-        declared = declared | ONLY_IN_CONTINUOUS
     assert set(definitions(name)) == declared
 
 
@@ -62,9 +59,8 @@ def test_the_files_are_the_same_outside_of_the_definitions(one, other):
         for source in definitions(name).values():
             text = text.replace(source, "")
         text = re.sub(r"(?s)# dependencies.*?# ///", "", text).replace("\n", "\n ")
-        text = re.sub(
-            r"(for (continuous|discrete) actions|for Atari games)|python ppo_.*|from (torch.dist|typing).*", "", text
-        )
+        kinds = r"(for (continuous|discrete) actions|for Atari games)|python ppo_.*"
+        text = re.sub(kinds + r"|from (torch.dist|typing).*|import multiprocessing", "", text)
         return [line for line in text.split("\n") if line.strip() and "import partial" not in line]
 
     assert rest(one) == rest(other)

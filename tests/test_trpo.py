@@ -13,7 +13,7 @@ import trpo_continuous as trpo
 
 DIFFERENT = {"Args", "train", "update", "check", "main"}
 ONLY_IN_TRPO = {"surrogate", "flat_gradient", "fisher_vector_product", "conjugate_gradient", "policy_step"}
-ONLY_IN_PPO = {"ppo_loss", "minibatch_gradient", "make_optimizer"}
+ONLY_IN_PPO = {"ppo_loss", "minibatch_gradient", "make_optimizer", "prepare", "gather", "average"}
 
 
 @pytest.fixture
