@@ -56,6 +56,7 @@ class Run:
     env_id: str
     seed: int
     flags: tuple[str, ...]
+    processes: int = 1
 
     @property
     def csv(self) -> Path:
@@ -70,13 +71,18 @@ class Run:
     def arguments(self) -> list[str]:
         return [f"{self.script}.py", "--env-id", self.env_id, "--seed", str(self.seed), *self.flags]
 
+    @property
+    def launcher(self) -> str:
+        return "python" if self.processes == 1 else f"torchrun --standalone --nproc-per-node {self.processes}"
+
 
 def train(run: Run, may_diverge: bool = False) -> str:
     """Trains to the end, going on from a checkpoint where there is one, and writes the CSV; returns the evaluation."""
     run.folder.mkdir(parents=True, exist_ok=True)
     checkpoints = sorted(run.folder.glob("runs/*/checkpoint.pt"))
     resume = ["--resume", str(checkpoints[-1])] if checkpoints else []
-    command = [sys.executable, str(ROOT / run.arguments[0]), *run.arguments[1:], *resume]
+    launcher = run.launcher.replace("torchrun", "-m torch.distributed.run").removeprefix("python").split()
+    command = [sys.executable, *launcher, str(ROOT / run.arguments[0]), *run.arguments[1:], *resume]
     environ = os.environ | {"OMP_NUM_THREADS": "1"}  # processes side by side must not fight for cores
     with (run.folder / "stdout").open("w") as out, (run.folder / "stderr").open("w") as err:
         code = subprocess.run(command, cwd=run.folder, env=environ, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
@@ -107,7 +113,7 @@ def write_csv(run: Run, run_dir: Path, evaluation: str, points: int = 100) -> No
     rows = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, points).round().astype(int))]
     packages = ("torch", "gymnasium", "mujoco", "numpy")
     about = {
-        "command": f"python {shlex.join(run.arguments)}",
+        "command": f"{run.launcher} {shlex.join(run.arguments)}",
         "evaluation": evaluation,
         "commit": subprocess.run(
             ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True

@@ -3,12 +3,15 @@
     python benchmarks/speed.py compare
     python benchmarks/speed.py sweep
     python benchmarks/speed.py race
+    python benchmarks/speed.py processes
+    python benchmarks/speed.py slow
 
 `compare` measures HalfCheetah, CartPole and Breakout: each side in a process of its own, one at a time, in turn,
 several times over, so that a machine that drifts does so for all. Both sides have the same environments, steps,
 minibatches, epochs and networks, and neither scales observations or rewards (stable-baselines3 does so in a wrapper).
 `sweep` shows how our steps/s move with the number of environments and of threads. `race` trains both at their own
-defaults and draws return against seconds. Leave the machine alone meanwhile.
+defaults and draws return against seconds. `processes` trains with one and with two processes, by torchrun. `slow` finds
+from how slow a step on it pays to give each environment a process. Leave the machine alone meanwhile.
 """
 
 import importlib
@@ -26,6 +29,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import returns
 from returns import ROOT
@@ -179,6 +183,11 @@ def spread(values: list[float]) -> str:
     return f"{np.median(values):,.0f} ({min(values):,.0f}–{max(values):,.0f})"
 
 
+def ratio(values: np.ndarray) -> str:
+    """Median, and smallest to largest, of what is near 1."""
+    return f"{np.median(values):.2f} ({min(values):.2f}–{max(values):.2f})"
+
+
 @app.command
 def compare(tasks: tuple[str, ...] = tuple(TASKS), repetitions: int = 3) -> None:
     """Ours, eager and compiled, stable-baselines3, and the environments alone; prints a table for each task.
@@ -220,7 +229,7 @@ def print_table(task: str, results: dict[str, list[dict[str, float]]]) -> None:
     for side, measurements in results.items():
         speeds = [m["steps_per_second"] for m in measurements]
         ratios = [speed / other for speed, other in zip(speeds, peer)]
-        cells = [side, spread(speeds), f"{np.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"]
+        cells = [side, spread(speeds), ratio(ratios)]
         median = {key: np.median([m[key] for m in measurements]) for key in measurements[0]}
         shares = [f"{median[part]:.0%}" for part in ("environment", "policy", "update") if part in median]
         cells += [" / ".join(shares), f"{median['MiB']:.0f}" if "MiB" in median else ""]
@@ -354,6 +363,84 @@ def race(
         last = [returns.read(path)[1][-1] for path in paths]
         each = (" ".join(f"{row[column]:.0f}" for row in last) for column in (1, 2))
         print(f"| {env_id} | {side} | {' | '.join(each)} |")
+
+
+@app.command
+def processes(env_id: str = "HalfCheetah-v5", seeds: tuple[int, ...] = (1, 2, 3), steps: int = 500_000) -> None:
+    """Steps per second and returns with one and two processes, at the defaults and with twice the environments.
+
+    Twice the environments are a batch and minibatches of twice the size, in the same number of minibatches. Runs that
+    have their CSV in benchmarks/results/processes/ are not trained again.
+
+    Args:
+        env_id: environment.
+        seeds: of each setting.
+        steps: environment steps of a training.
+    """
+    settings = {f"{n}_processes_{envs}_envs": (n, envs) for envs in (16, 32) for n in (1, 2)}
+    rows = {name: [] for name in settings}
+    for seed in seeds:  # all settings of a seed are trained one after the other
+        for name, (n, envs) in settings.items():
+            flags = ("--num-envs", str(envs), "--total-timesteps", str(steps))
+            run = returns.Run(f"processes/{name}", "ppo_continuous", env_id, seed, flags, n)
+            returns.train_all([run], jobs=1)
+            rows[name].append(returns.read(run.csv)[1][-1])
+    print("| processes | environments | steps/s, each seed | times one process at the defaults | return, each seed |")
+    print("|---|---|---|---|---|")
+    alone = np.array([row[0] / row[1] for row in rows["1_processes_16_envs"]])
+    for name, (n, envs) in settings.items():
+        speed = np.array([row[0] / row[1] for row in rows[name]])
+        each = (
+            " ".join(f"{x:.0f}" for x in speed),
+            ratio(speed / alone),
+            " ".join(f"{row[2]:.0f}" for row in rows[name]),
+        )
+        print(f"| {n} | {envs} | {' | '.join(each)} |")
+
+
+class Slow(gym.Wrapper):
+    """An environment that takes that many milliseconds more for a step, in which it computes."""
+
+    def __init__(self, env: gym.Env, milliseconds: float) -> None:
+        super().__init__(env)
+        self.seconds = milliseconds / 1e3
+
+    def step(self, action: np.ndarray) -> tuple:
+        end = time.perf_counter() + self.seconds
+        while time.perf_counter() < end:
+            pass
+        return self.env.step(action)
+
+
+@app.command
+def slow(milliseconds: tuple[float, ...] = (0, 0.1, 0.3, 1, 3), repeats: int = 3) -> None:
+    """Steps per second of 16 Pendulums, each slowed down, in one process and in 16.
+
+    Args:
+        milliseconds: that each step of each environment takes longer.
+        repeats: of each measurement, in turn.
+    """
+    sys.path.insert(0, str(ROOT))
+    ppo = importlib.import_module("ppo_continuous")
+    speeds = {f"{ms}": {"sync": [], "async": []} for ms in milliseconds}
+    for _ in range(repeats):
+        for ms, of_modes in speeds.items():
+            gym.register("Slow-v0", lambda ms=ms, **kwargs: Slow(gym.make("Pendulum-v1", **kwargs), float(ms)))
+            for mode, found in of_modes.items():
+                envs = ppo.make_envs(ppo.Args("Slow-v0", vectorization=mode))
+                envs.reset(seed=1)
+                actions, begin, steps = np.zeros((16, 1), np.float32), time.perf_counter(), 0
+                while time.perf_counter() < begin + 2:
+                    envs.step(actions)
+                    steps += 16
+                found.append(steps / (time.perf_counter() - begin))
+                envs.close()
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / "slow.json").write_text(json.dumps(speeds, indent=1) + "\n")
+    print("| ms a step | sync, steps/s | async | times sync |\n|---|---|---|---|")
+    for ms, of_modes in speeds.items():
+        sync, own = np.array(of_modes["sync"]), np.array(of_modes["async"])
+        print(f"| {ms} | {spread(sync)} | {spread(own)} | {ratio(own / sync)} |")
 
 
 def train_sb3(env_id: str, seed: int, csv: Path) -> None:
