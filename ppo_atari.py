@@ -88,8 +88,8 @@ class Args:
     game = property(lambda self: f"ale_py:ALE/{self.env_id.split('ALE/')[-1].removesuffix('-v5')}-v5")
     batch_size = property(lambda self: self.num_envs * self.num_steps)
     num_iterations = property(lambda self: self.total_timesteps // self.batch_size)
-    rank = property(lambda self: int(os.environ.get("RANK", 0)))  # number of this process, of the world_size ...
-    world_size = property(lambda self: int(os.environ.get("WORLD_SIZE", 1)))  # ... processes that torchrun started
+    rank = property(lambda self: int(os.environ.get("RANK", 0)))  # this process's number, set by torchrun
+    world_size = property(lambda self: int(os.environ.get("WORLD_SIZE", 1)))  # how many processes torchrun started
 
 
 def make_envs(args: Args, num_envs: int | None = None, **kwargs: Any) -> gym.vector.VectorEnv:  # noqa: ANN401
@@ -333,11 +333,11 @@ def train(args: Args) -> Agent:
     agent = Agent(envs, args).to(args.device)
     optimizer = make_optimizer(agent, args)
     global_step = load_checkpoint(args.resume, agent, optimizer)["global_step"] if args.resume else 0
-    seeds = env_seeds(args.seed, global_step, args.num_envs)[args.rank :: args.world_size]
+    seeds = np.split(np.array(env_seeds(args.seed, global_step, args.num_envs)), args.world_size)[args.rank].tolist()
     obs, _ = envs.reset(seed=seeds)
     if global_step or args.rank:  # neither a resumed run nor another process draws the actions of the first again
         torch.manual_seed(seeds[0])
-    with closing(envs), closing(Logger(args, global_step)) as logger:
+    with closing(Logger(args, global_step)) as logger:
         for iteration in range(global_step // args.batch_size, args.num_iterations):
             remaining, (policy, critic) = 1 - iteration / args.num_iterations, optimizer.param_groups
             critic["lr"] = args.learning_rate * (remaining if args.anneal_lr else 1)
@@ -351,6 +351,7 @@ def train(args: Args) -> Agent:
                 save_checkpoint(logger.run_dir / "checkpoint.pt", agent, optimizer, args, global_step)
             if logger.stop:
                 sys.exit(128 + logger.stop[0])
+    envs.close()  # not after an error: one of several processes may be dead, and it would wait for that
     if args.rank == 0:
         evaluate(agent, args, logger.run_dir)
     return agent
@@ -375,11 +376,13 @@ def prepare(args: Args) -> tuple[Callable, Callable]:
 
 def gather(rollout: Rollout, args: Args) -> Rollout:
     """The rollouts of all processes, each (T, N / processes, ...), side by side: (T, N, ...)."""
-    columns = [torch.as_tensor(column, device=args.device) for column in rollout if args.world_size > 1]
-    for i, part in enumerate(columns):
+
+    def whole(column: Tensor | np.ndarray) -> Tensor | np.ndarray:
+        part = torch.as_tensor(column, device=args.device)
         dist.all_gather(parts := [torch.empty_like(part) for _ in range(args.world_size)], part)
-        columns[i] = torch.cat(parts, 1) if torch.is_tensor(rollout[i]) else torch.cat(parts, 1).cpu().numpy()
-    return Rollout(*columns or rollout)
+        return torch.cat(parts, 1) if torch.is_tensor(column) else torch.cat(parts, 1).cpu().numpy()
+
+    return Rollout(*map(whole, rollout)) if args.world_size > 1 else rollout
 
 
 def average(gradient: Tensor, metrics: dict[str, Tensor], args: Args) -> tuple[Tensor, dict[str, Tensor]]:
@@ -407,8 +410,8 @@ def evaluate(agent: Agent, args: Args, run_dir: Path) -> np.ndarray:
         if finished.all():
             break
     envs.close()
-    which = f"{episodes} episodes of {args.env_id}" + " cut off after 100,000 steps" * (not finished.all())
-    print(f"evaluation: return {returns.mean():.1f} ± {returns.std():.1f}, {which}")
+    rest = "" if finished.all() else f", {(~finished).sum()} cut off after 100,000 steps"
+    print(f"evaluation: return {returns.mean():.1f} ± {returns.std():.1f}, {episodes} episodes of {args.env_id}{rest}")
     return returns
 
 
@@ -435,10 +438,9 @@ def load_checkpoint(path: str, agent: Agent | None = None, optimizer: Any = None
         if checkpoint["script"] != Path(__file__).stem:
             raise ValueError(f"it was written by {checkpoint['script']}.py: use that script")
         checkpoint["args"] = Args(**checkpoint["args"])
-        if agent:
-            agent.load_state_dict(checkpoint["agent"])
-        if optimizer:
-            optimizer.load_state_dict(checkpoint["optimizer"])
+        for name, target in (("agent", agent), ("optimizer", optimizer)):
+            if target:
+                target.load_state_dict(checkpoint[name])
     except Exception as error:  # no file, half a file, another file, arguments or networks of another version, ...
         raise UserError(f"cannot load {path}: {' '.join(str(error).split()) or 'it is empty'}") from error
     return checkpoint
@@ -476,14 +478,17 @@ class Logger:
             os.write(2, f"\n{signal.Signals(signum).name}: stopping after this iteration; again: at once\n".encode())
 
     def log(self, metrics: dict[str, float], episode_returns: list[float], global_step: int) -> None:
-        """Writes the metrics of the iteration that ended at global_step, and its speed, for all processes."""
-        everyone = [(episode_returns, self.signals)] * self.args.world_size
+        """Tells all processes of returns and signals; the first writes the iteration's metrics, and its speed."""
+        mine = (global_step, episode_returns, self.signals)
+        everyone = [mine] * self.args.world_size
         if self.args.world_size > 1:
-            dist.all_gather_object(everyone, everyone[0])
-        self.stop = [signum for _, signals in everyone for signum in signals]
+            dist.all_gather_object(everyone, mine)
+        if any(step != global_step for step, *_ in everyone):
+            raise UserError("processes went on from different checkpoints: copy the first one's to every machine")
+        self.stop = [signum for *_, signals in everyone for signum in signals]
         if self.args.rank:
             return
-        self.returns = (self.returns + [x for returns, _ in everyone for x in returns])[-100:]
+        self.returns = (self.returns + [x for _, returns, _ in everyone for x in returns])[-100:]
         metrics |= {"episodic_return": float(np.mean(self.returns))} if self.returns else {}
         (last_step, last_time), self.last = self.last, (global_step, time.perf_counter())
         metrics["steps_per_second"] = (global_step - last_step) / (self.last[1] - last_time)
@@ -500,7 +505,7 @@ class Logger:
             self.writer.close()
         for signum, handler in self.handlers.items():
             signal.signal(signum, handler)
-        if self.args.world_size > 1:
+        if self.args.world_size > 1 and sys.exc_info()[0] in (None, SystemExit):  # after an error, others still wait
             dist.destroy_process_group()
 
 
@@ -520,6 +525,8 @@ def check(args: Args) -> None:
         raise UserError(f"--num-minibatches {n}: must cut num_envs·num_steps = {size} into equal parts of 2 or more")
     if args.num_envs % w or size // n % w:
         raise UserError(f"{w} processes: must divide --num-envs {args.num_envs} and minibatches of {size // n} steps")
+    if w > 1 and "cuda" in args.device and torch.cuda.device_count() <= int(os.environ["LOCAL_RANK"]):
+        raise UserError(f"{w} processes: each needs a GPU of its own, and here are {torch.cuda.device_count()}")
     if args.num_iterations < 1:
         raise UserError(f"--total-timesteps {args.total_timesteps}: must be num_envs·num_steps = {size} or more")
     if args.compile and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
@@ -556,7 +563,7 @@ def main() -> None:
     except (EOFError, ConnectionError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "by peer" not in str(error):
             raise
-        sys.exit(f"error: lost another process of this run, an environment's or torchrun's: {error}")
+        sys.exit(f"error: lost another process of this run, or the reader of its output: {error}")
     except (UserError, FloatingPointError, OSError, KeyboardInterrupt) as error:  # OSError: a full disk, and its kin
         print(f"error: {str(error) or 'interrupted'}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 130 if isinstance(error, KeyboardInterrupt) else 1)

@@ -22,7 +22,6 @@ N environments, B rows (N·T), P policy parameters, *O and *A the shapes of one 
 
 import io
 import math
-import multiprocessing
 import os
 import signal
 import sys
@@ -79,18 +78,18 @@ class Args:
     eval_greedy: bool = True  # evaluate with the most likely action; --no-eval-greedy samples
     batch_size = property(lambda self: self.num_envs * self.num_steps)
     num_iterations = property(lambda self: self.total_timesteps // self.batch_size)
-    rank = property(lambda self: int(os.environ.get("RANK", 0)))  # number of this process, of the world_size ...
-    world_size = property(lambda self: int(os.environ.get("WORLD_SIZE", 1)))  # ... processes that torchrun started
+    rank = property(lambda self: int(os.environ.get("RANK", 0)))  # this process's number, set by torchrun
+    world_size = property(lambda self: int(os.environ.get("WORLD_SIZE", 1)))  # how many processes torchrun started
     final_std = property(lambda self: None)  # ppo_continuous.py has a schedule; here the standard deviation is learned
 
 
 class Isolate(gym.Wrapper):
-    """Copies observations, as an environment may go on writing into them, and drops info, which nothing here reads:
-    gathering it from all environments takes 5 % of a HalfCheetah training. Keeps Ctrl-C from a process of its own."""
+    """Copies observations, as a reset may write into the last ones, and drops info, which nothing here reads: gathering
+    it from all environments takes 5 % of a HalfCheetah training. Ctrl-C does not reach a process of its own."""
 
-    def __init__(self, env: gym.Env) -> None:
+    def __init__(self, env: gym.Env, main_process: int) -> None:
         super().__init__(env)
-        if multiprocessing.parent_process():
+        if os.getpid() != main_process:
             os.setpgrp()
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
@@ -101,7 +100,8 @@ class Isolate(gym.Wrapper):
 def make_envs(args: Args, num_envs: int | None = None, **kwargs: Any) -> gym.vector.VectorEnv:  # noqa: ANN401
     """Environments that map [-1, 1] to their bounds, and clip there, and report returns; kwargs as in gym.make_vec."""
     mode = {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}  # no step is spent on a reset: all rows are real
-    wrappers, num_envs = [Isolate, *kwargs.pop("wrappers", [])], num_envs or args.num_envs // args.world_size
+    num_envs, main_process = num_envs or args.num_envs // args.world_size, os.getpid()
+    wrappers = [lambda env: Isolate(env, main_process), *kwargs.pop("wrappers", [])]
     envs = gym.make_vec(args.env_id, num_envs, args.vectorization, mode, wrappers, **kwargs)
     low, high = envs.action_space.low, envs.action_space.high
     envs = gym.wrappers.vector.TransformAction(envs, lambda a: np.clip(low + (high - low) * (a + 1) / 2, low, high))
@@ -329,7 +329,7 @@ def train(args: Args) -> Agent:
     obs, _ = envs.reset(seed=seeds)
     if global_step:  # a resumed run does not draw the actions of the first again
         torch.manual_seed(seeds[0])
-    with closing(envs), closing(Logger(args, global_step)) as logger:
+    with closing(Logger(args, global_step)) as logger:
         for iteration in range(global_step // args.batch_size, args.num_iterations):
             rollout, obs, episode_returns = collect(envs, agent, obs, args, global_step)
             metrics = update(agent, optimizer, make_batch(agent, rollout, args), args)
@@ -339,6 +339,7 @@ def train(args: Args) -> Agent:
                 save_checkpoint(logger.run_dir / "checkpoint.pt", agent, optimizer, args, global_step)
             if logger.stop:
                 sys.exit(128 + logger.stop[0])
+    envs.close()
     evaluate(agent, args, logger.run_dir)
     return agent
 
@@ -362,8 +363,8 @@ def evaluate(agent: Agent, args: Args, run_dir: Path) -> np.ndarray:
         if finished.all():
             break
     envs.close()
-    which = f"{episodes} episodes of {args.env_id}" + " cut off after 100,000 steps" * (not finished.all())
-    print(f"evaluation: return {returns.mean():.1f} ± {returns.std():.1f}, {which}")
+    rest = "" if finished.all() else f", {(~finished).sum()} cut off after 100,000 steps"
+    print(f"evaluation: return {returns.mean():.1f} ± {returns.std():.1f}, {episodes} episodes of {args.env_id}{rest}")
     return returns
 
 
@@ -390,10 +391,9 @@ def load_checkpoint(path: str, agent: Agent | None = None, optimizer: Any = None
         if checkpoint["script"] != Path(__file__).stem:
             raise ValueError(f"it was written by {checkpoint['script']}.py: use that script")
         checkpoint["args"] = Args(**checkpoint["args"])
-        if agent:
-            agent.load_state_dict(checkpoint["agent"])
-        if optimizer:
-            optimizer.load_state_dict(checkpoint["optimizer"])
+        for name, target in (("agent", agent), ("optimizer", optimizer)):
+            if target:
+                target.load_state_dict(checkpoint[name])
     except Exception as error:  # no file, half a file, another file, arguments or networks of another version, ...
         raise UserError(f"cannot load {path}: {' '.join(str(error).split()) or 'it is empty'}") from error
     return checkpoint
@@ -431,14 +431,17 @@ class Logger:
             os.write(2, f"\n{signal.Signals(signum).name}: stopping after this iteration; again: at once\n".encode())
 
     def log(self, metrics: dict[str, float], episode_returns: list[float], global_step: int) -> None:
-        """Writes the metrics of the iteration that ended at global_step, and its speed, for all processes."""
-        everyone = [(episode_returns, self.signals)] * self.args.world_size
+        """Tells all processes of returns and signals; the first writes the iteration's metrics, and its speed."""
+        mine = (global_step, episode_returns, self.signals)
+        everyone = [mine] * self.args.world_size
         if self.args.world_size > 1:
-            dist.all_gather_object(everyone, everyone[0])
-        self.stop = [signum for _, signals in everyone for signum in signals]
+            dist.all_gather_object(everyone, mine)
+        if any(step != global_step for step, *_ in everyone):
+            raise UserError("processes went on from different checkpoints: copy the first one's to every machine")
+        self.stop = [signum for *_, signals in everyone for signum in signals]
         if self.args.rank:
             return
-        self.returns = (self.returns + [x for returns, _ in everyone for x in returns])[-100:]
+        self.returns = (self.returns + [x for _, returns, _ in everyone for x in returns])[-100:]
         metrics |= {"episodic_return": float(np.mean(self.returns))} if self.returns else {}
         (last_step, last_time), self.last = self.last, (global_step, time.perf_counter())
         metrics["steps_per_second"] = (global_step - last_step) / (self.last[1] - last_time)
@@ -455,7 +458,7 @@ class Logger:
             self.writer.close()
         for signum, handler in self.handlers.items():
             signal.signal(signum, handler)
-        if self.args.world_size > 1:
+        if self.args.world_size > 1 and sys.exc_info()[0] in (None, SystemExit):  # after an error, others still wait
             dist.destroy_process_group()
 
 

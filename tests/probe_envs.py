@@ -165,9 +165,9 @@ class Worst(Constant):
 
     def outcome(self, action):
         self.steps += 1
-        if self.steps == 1000:
-            if self.options.get("dies"):
-                os._exit(1)
+        if self.steps == 1000 and not os.path.exists("died"):
+            if self.options.get("dies"):  # the first of its siblings, and they go on
+                os.open("died", os.O_CREAT | os.O_EXCL) and os._exit(1)
             raise ValueError("the robot fell off the table")
         return 1.0, self.t == 4, False
 

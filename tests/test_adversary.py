@@ -60,16 +60,17 @@ def test_environments_in_processes_of_their_own_train_to_the_same_bits():
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_an_evaluation_of_what_never_ends_ends(capsys):
+def test_an_evaluation_of_what_never_ends_ends(monkeypatch, capsys):
+    monkeypatch.setattr(ppo, "range", lambda n: range(n // 100), raising=False)  # 100,000 steps would take a while
     args = ppo.Args("probe_envs:Endless-v0", eval_episodes=1)
-    assert ppo.evaluate(ppo.Agent(ppo.make_envs(args, 1), args), args, Path()) == [100_000]
-    assert capsys.readouterr().out.endswith("1 episodes of probe_envs:Endless-v0 cut off after 100,000 steps\n")
+    assert ppo.evaluate(ppo.Agent(ppo.make_envs(args, 1), args), args, Path()) == [1000]
+    assert capsys.readouterr().out.endswith("1 episodes of probe_envs:Endless-v0, 1 cut off after 100,000 steps\n")
 
 
 WRONG = {
     "Raises": "ValueError: the robot fell off the table",
     "NanStart": "error: an observation is not finite at step 0\n",
-    "Dies": "error: lost another process of this run, an environment's or torchrun's",
+    "Dies": "error: lost another process of this run",
 }
 
 
