@@ -147,6 +147,7 @@ def long(steps: int = 20_000_000) -> None:
     memory = rows[quarter][2], rows[-2][2]
     print(f"steps/s in the first quarter {speeds[0]:.0f}, in the last {speeds[1]:.0f}; MiB {memory[0]}, {memory[1]}")
     must(memory[1] < memory[0] * 1.05 + 5, "memory grew")
+    must(speeds[1] > 0.8 * speeds[0], "iterations grew slower")
 
 
 if __name__ == "__main__":
