@@ -56,7 +56,7 @@ class Args:
     learning_rate: float = 1e-3  # step size of Adam; with desired_kl the policy's is at most that
     initial_std: float = 0.6  # standard deviation of actions at the start; the environment's bounds become [-1, 1]
     final_std: float | None = 0.08  # at the end; its log falls linearly, as in the paper's Roboschool; None: learned
-    num_envs: int = 16  # N, environments that act in parallel
+    num_envs: int = 16  # N, environments that act in parallel, over all processes
     vectorization: Literal["sync", "async"] = "sync"  # async gives each environment a process: pays for slow ones
     num_steps: int = 128  # T, steps per environment and iteration; each iteration learns from one batch of N·T steps
     anneal_lr: bool = True  # let learning_rate fall linearly to 0, as the paper does on Atari
@@ -285,7 +285,7 @@ def make_optimizer(agent: Agent, args: Args) -> torch.optim.Optimizer:
     """Adam with openai/baselines' eps on two flat vectors, of which the parameters become views: fewer kernels."""
     vector = nn.utils.parameters_to_vector(agent.parameters()).detach()
     if args.world_size > 1:
-        dist.broadcast(vector, 0)
+        dist.broadcast(vector, 0)  # all processes start from the first one's weights
     nn.utils.vector_to_parameters(vector, agent.parameters())
     n = sum(p.numel() for p in agent.critic.parameters())  # the critic's vector is the last, so define it last
     policy = {"params": vector[:-n], "clip_coef": args.clip_coef, "kl_coef": args.kl_coef}  # here they are checkpointed
@@ -294,12 +294,12 @@ def make_optimizer(agent: Agent, args: Args) -> torch.optim.Optimizer:
 
 def minibatch_gradient(agent: Agent, batch: Batch, args: Args, clip_coef: float, kl_coef: float = 0.0,
                        old_agent: Agent | None = None) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
-    """The gradient of the loss in all parameters as one flat vector, in their order, and the metrics of ppo_loss. An
-    old_agent, which acts by π_old, adds the penalty on KL[π_old, π_θ] of eq. 8, weighted by kl_coef, β."""
+    """The gradient of the loss in all parameters as one flat vector, in their order, and the metrics of ppo_loss, both
+    of this process's share. An old_agent, which acts by π_old, adds the penalty on KL[π_old, π_θ] of eq. 8, times β."""
     if args.norm_adv:  # not in the paper, but in openai/baselines
         std, mean = torch.std_mean(batch.advantages)
         batch = batch._replace(advantages=(batch.advantages - mean) / (std + 1e-8))
-    batch = Batch(*(column[args.rank :: args.world_size] for column in batch))  # this process's share
+    batch = Batch(*(column[args.rank :: args.world_size] for column in batch))
     policy, values = agent(batch.obs)
     loss, metrics = ppo_loss(policy.log_prob(batch.actions), values, policy.entropy(), batch, clip_coef=clip_coef,
                              clip_vloss=args.clip_vloss, vf_coef=args.vf_coef, ent_coef=args.ent_coef)  # fmt: skip
@@ -318,7 +318,7 @@ def update(agent: Agent, optimizer: torch.optim.Optimizer, batch: Batch, args: A
     policy["kl_coef"] = policy["kl_coef"] or args.kl_coef  # a run that is resumed may have had none
     order = torch.cat([torch.randperm(args.batch_size, device=args.device) for _ in range(args.update_epochs)])
     if args.world_size > 1:
-        dist.broadcast(order, 0)
+        dist.broadcast(order, 0)  # all processes work on the same minibatches
     for rows in order.split(args.batch_size // args.num_minibatches):  # equal parts: none straddles two epochs
         minibatch = Batch(*(column[rows] for column in batch))
         gradient, metrics = gradient_fn(agent, minibatch, args, policy["clip_coef"], policy["kl_coef"], old_agent)
@@ -374,7 +374,7 @@ def train(args: Args) -> Agent:
 
 # ---- The algorithm ends here; what follows is plumbing. --------------------------------------------------------------
 def prepare(args: Args) -> tuple[Callable, Callable]:
-    """Sets torch up and meets torchrun's other processes. Returns act and minibatch_gradient, compiled if asked for."""
+    """Checks args, sets torch up, meets torchrun's other processes. Returns act and minibatch_gradient, or compiled."""
     check(args)
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
@@ -437,7 +437,7 @@ def env_seeds(seed: int, global_step: int, num_envs: int) -> list[int]:
 
 def save_checkpoint(path: Path, agent: Agent, optimizer: torch.optim.Optimizer, args: Args, global_step: int) -> None:
     """Writes all that resuming and evaluating need; a crash meanwhile leaves the previous checkpoint whole."""
-    if args.rank:
+    if args.rank:  # the first process does it for all
         return
     checkpoint = {"script": Path(__file__).stem, "args": asdict(replace(args, resume=None, evaluate=None))}
     checkpoint |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict(), "global_step": global_step}
@@ -579,7 +579,7 @@ def main() -> None:
         else:
             train(args)
     except (EOFError, ConnectionError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "by peer" not in str(error):
+        if isinstance(error, RuntimeError) and "by peer" not in str(error):  # gloo's words for one that is gone
             raise
         sys.exit(f"error: lost another process of this run, or the reader of its output: {error}")
     except (UserError, FloatingPointError, OSError, KeyboardInterrupt) as error:  # OSError: a full disk, and its kin

@@ -73,6 +73,7 @@ class Run:
 
     @property
     def launcher(self) -> str:
+        """What starts the script, as a user would write it."""
         return "python" if self.processes == 1 else f"torchrun --standalone --nproc-per-node {self.processes}"
 
 

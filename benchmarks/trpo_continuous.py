@@ -375,7 +375,7 @@ def env_seeds(seed: int, global_step: int, num_envs: int) -> list[int]:
 
 def save_checkpoint(path: Path, agent: Agent, optimizer: torch.optim.Optimizer, args: Args, global_step: int) -> None:
     """Writes all that resuming and evaluating need; a crash meanwhile leaves the previous checkpoint whole."""
-    if args.rank:
+    if args.rank:  # the first process does it for all
         return
     checkpoint = {"script": Path(__file__).stem, "args": asdict(replace(args, resume=None, evaluate=None))}
     checkpoint |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict(), "global_step": global_step}
