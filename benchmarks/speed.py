@@ -366,7 +366,7 @@ def race(
 
 
 @app.command
-def processes(env_id: str = "HalfCheetah-v5", seeds: tuple[int, ...] = (1, 2, 3), steps: int = 500_000) -> None:
+def processes(env_id: str = "HalfCheetah-v5", seeds: tuple[int, ...] = (1, 2, 3), steps: int = 300_000) -> None:
     """Steps per second and returns with one and two processes, at the defaults and with twice the environments.
 
     Twice the environments are a batch and minibatches of twice the size, in the same number of minibatches. Runs that
