@@ -248,6 +248,8 @@ def varied(flag: str, values: tuple[object, ...], also: str = "") -> tuple[Varia
 
 
 DEFAULTS = Variant("defaults", "defaults", "")
+PENDULUM = "--gamma 0.9 --num-envs 4 --num-minibatches 8"
+LEARNED = "--final-std None --initial-std 1"
 CLAIMS = (
     Claim("3", "Importance ratios make several epochs on one batch possible, and are dangerous where they stray", (
         *varied("update-epochs", (1, 3, 10, 20)),
@@ -288,7 +290,8 @@ CLAIMS = (
         Variant("0.01", "discrete_ent", "--ent-coef 0.01", script="ppo_discrete"),
     ), ("Acrobot-v1", "LunarLander-v3")),
     Claim("14", "Pendulum is balanced after 30,000 steps", (
-        DEFAULTS, Variant("γ 0.9, 4 environments", "pendulum_fast", "--gamma 0.9 --num-envs 4 --num-minibatches 8"),
+        DEFAULTS, Variant("γ 0.9, 4 environments", "pendulum_fast", PENDULUM),
+        Variant("and a learned std from 1", "pendulum_learned_std", f"{PENDULUM} {LEARNED} --desired-kl 0"),
     ), ("Pendulum-v1",), 30_000),
     Claim("15", "The sweet spot is 3e-4, minibatches of 32 to 256, 3 to 10 epochs, 2048 steps", (
         DEFAULTS,
@@ -315,8 +318,10 @@ def claims(jobs: int = 2) -> None:
             for v in claim.variants:
                 of_seeds = v.runs((env_id,), steps=claim.steps)
                 seconds = np.mean([read(run.csv)[1][-1, 1] for run in of_seeds])
-                each = " ".join(f"{x:.0f}" for x in returns_of(of_seeds)).replace("-", "−")
-                cells.append(f"{v.label}: {each}" + (f" ({seconds:.0f} s)" if claim.number == "8" else ""))
+                each = " ".join(f"{x:.0f}" for x in returns_of(of_seeds))
+                evaluations = [read(run.csv)[0]["evaluation"].split()[2] for run in of_seeds]
+                more = {"8": f" ({seconds:.0f} s)", "14": f" (evaluated {' '.join(evaluations)})"}
+                cells.append(f"{v.label}: {each}{more.get(claim.number, '')}".replace("-", "−"))
             rows.append(f"**{env_id.split('-v')[0]}** {'; '.join(cells)}")
         print(f"| {claim.number} | {claim.said} | {'<br>'.join(rows)} |")
 
