@@ -321,7 +321,7 @@ def claims(jobs: int = 2) -> None:
                 each = " ".join(f"{x:.0f}" for x in returns_of(of_seeds))
                 evaluations = [read(run.csv)[0]["evaluation"].split()[2] for run in of_seeds]
                 more = {"8": f" ({seconds:.0f} s)", "14": f" (evaluated {' '.join(evaluations)})"}
-                cells.append(f"{v.label}: {each}{more.get(claim.number, '')}".replace("-", "−"))
+                cells.append(f"{v.label}: " + f"{each}{more.get(claim.number, '')}".replace("-", "−"))
             rows.append(f"**{env_id.split('-v')[0]}** {'; '.join(cells)}")
         print(f"| {claim.number} | {claim.said} | {'<br>'.join(rows)} |")
 
