@@ -72,7 +72,7 @@ class Args:
     kl_coef: float = 0.0  # β at the start, weight of a penalty on the KL, eq. 8 (there without the clip); 0: none
     kl_coef_target: float = 0.01  # d_targ: β doubles after a KL above 1.5 d_targ, and halves below d_targ / 1.5
     target_kl: float | None = None  # end an update before the first step whose minibatch has an approx_kl above this
-    desired_kl: float = 0.0  # updates past twice this KL lower the policy's learning rate, below half raise; 0: off
+    desired_kl: float = 0.0  # the policy's learning rate falls after a KL above twice this, rises after half; 0: off
     norm_obs: bool = True  # scale observations by their running mean and standard deviation
     norm_reward: bool = True  # divide rewards by the running std of their discounted sum; logged returns stay raw
     device: str = "cpu"  # cpu, cuda, cuda:1, ...; networks this small are fastest on the CPU
@@ -236,8 +236,8 @@ def act(agent: Agent, obs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 @torch.no_grad()
 def collect(envs: gym.vector.VectorEnv, agent: Agent, obs: np.ndarray, args: Args, global_step: int,
             act_fn: Callable = act) -> tuple[Rollout, np.ndarray, list[float]]:  # fmt: skip
-    """T steps of N environments from observations (N, *O), where the last rollout stopped, after global_step steps.
-    Returns the rollout, where it stopped, and the raw returns of ended episodes. Raises FloatingPointError on NaN."""
+    """T steps of N environments from obs (N, *O), which the last rollout ended in, after global_step steps. Returns the
+    rollout, the observations it ended in, and the raw returns of ended episodes. Raises FloatingPointError on NaN."""
     rows, final_obs, episode_returns = [], [], []
     if not np.isfinite(obs).all():
         raise FloatingPointError(f"an observation is not finite at step {global_step:,}")
@@ -318,14 +318,14 @@ def update(agent: Agent, optimizer: torch.optim.Optimizer, batch: Batch, args: A
         gradient *= (args.max_grad_norm / metrics["grad_norm"]).clamp(max=1)  # openai/baselines
         vectors[0].grad, vectors[1].grad = gradient.split([len(vector) for vector in vectors])
         history.append(torch.stack(list(metrics.values())))
-        if args.target_kl is not None and metrics["approx_kl"] > args.target_kl:  # OpenAI Spinning Up
+        if args.target_kl is not None and metrics["approx_kl"] > args.target_kl:  # as in Spinning Up
             break
         optimizer.step()
     means = dict(zip(metrics, torch.stack(history).mean(0).tolist()))
     means |= {"learning_rate": policy["lr"], "kl_coef": policy["kl_coef"]}
     if old_agent:
-        kl = kl_divergence(old_agent(batch.obs)[0], agent(batch.obs)[0]).mean()
-        policy["kl_coef"] *= 2.0 ** int(kl > 1.5 * args.kl_coef_target) * 0.5 ** int(kl < args.kl_coef_target / 1.5)
+        kl, d_targ = kl_divergence(old_agent(batch.obs)[0], agent(batch.obs)[0]).mean().item(), args.kl_coef_target
+        policy["kl_coef"] = max(policy["kl_coef"] * 2.0 ** ((kl > 1.5 * d_targ) - (kl < d_targ / 1.5)), 1e-99)  # not 0
     agent.update_obs_stats(batch.obs)  # only now: before, it would shift π_θ but not log π_old
     policy["lr"] *= 1.5 ** ((means["approx_kl"] < args.desired_kl / 2) - (means["approx_kl"] > 2 * args.desired_kl > 0))
     return means | {"explained_variance": 1 - (batch.advantages.var() / batch.returns.var().clamp(min=1e-8)).item()}
@@ -343,7 +343,7 @@ def train(args: Args) -> Agent:
     if global_step or args.rank:  # neither a resumed run nor another process draws the actions of the first again
         torch.manual_seed(seeds[0])
     with closing(Logger(args, global_step)) as logger:
-        for iteration in range(global_step // args.batch_size, args.num_iterations):
+        for iteration in range(math.ceil(global_step / args.batch_size), args.num_iterations):
             remaining, (policy, critic) = 1 - iteration / args.num_iterations, optimizer.param_groups
             critic["lr"] = args.learning_rate * (remaining if args.anneal_lr else 1)
             policy["lr"] = min(critic["lr"], policy["lr"]) if args.desired_kl else critic["lr"]
@@ -355,6 +355,7 @@ def train(args: Args) -> Agent:
             if logger.stop or (iteration + 1) % args.checkpoint_every == 0 or iteration + 1 == args.num_iterations:
                 save_checkpoint(logger.run_dir / "checkpoint.pt", agent, optimizer, args, global_step)
             if logger.stop:
+                envs.close()
                 sys.exit(128 + logger.stop[0])
     envs.close()  # not after an error: one of several processes may be dead, and it would wait for that
     if args.rank == 0:
@@ -371,6 +372,8 @@ def prepare(args: Args) -> tuple[Callable, Callable]:
     if args.world_size > 1:
         if on_gpu := "cuda" in args.device:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        if hasattr(os, "SCHED_BATCH"):  # Linux; where cores are few, gloo's messages then take half as long
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         dist.init_process_group("nccl" if on_gpu else "gloo")
     if not args.compile:
         return act, minibatch_gradient
@@ -426,7 +429,7 @@ def env_seeds(seed: int, global_step: int, num_envs: int) -> list[int]:
 
 
 def save_checkpoint(path: Path, agent: Agent, optimizer: torch.optim.Optimizer, args: Args, global_step: int) -> None:
-    """Writes all that resuming and evaluating need; a crash meanwhile leaves the previous checkpoint whole."""
+    """Writes all that resuming and evaluating need; a kill meanwhile leaves the previous checkpoint whole."""
     if args.rank:  # the first process does it for all
         return
     checkpoint = {"script": Path(__file__).stem, "args": asdict(replace(args, resume=None, evaluate=None))}
@@ -474,10 +477,11 @@ class Logger:
         self.handlers = {s: signal.signal(s, self.catch) for s in (signal.SIGINT, signal.SIGTERM) if in_main}
 
     def catch(self, signum: int, _: object) -> None:
-        """Lets the iteration finish on the first Ctrl-C or SIGTERM; a second one acts as it would without us."""
+        """Lets the iteration finish on the first Ctrl-C or SIGTERM; a second one acts as it would without us, but for
+        SIGTERM under torchrun, which adds its own to one that a scheduler sent to all processes."""
         self.signals.append(signum)
         for each, handler in self.handlers.items():
-            signal.signal(each, handler)
+            signal.signal(each, handler if each == signal.SIGINT or self.args.world_size == 1 else self.catch)
         self.bar.disable = True  # Ctrl-C may have stopped what reads our output, too
         with suppress(OSError):
             os.write(2, f"\n{signal.Signals(signum).name}: stopping after this iteration; again: at once\n".encode())
@@ -510,7 +514,7 @@ class Logger:
             self.writer.close()
         for signum, handler in self.handlers.items():
             signal.signal(signum, handler)
-        if self.args.world_size > 1 and sys.exc_info()[0] in (None, SystemExit):  # after an error, others still wait
+        if self.args.world_size > 1 and sys.exc_info()[0] in (None, SystemExit):  # after an error, it would wait
             dist.destroy_process_group()
 
 
@@ -546,7 +550,7 @@ def check_env(args: Args) -> None:
     try:
         torch.empty(0, dtype=torch.float64, device=args.device)
         env = gym.make(args.env_id)
-    except (gym.error.Error, ImportError, RuntimeError, AssertionError, TypeError) as error:
+    except (gym.error.Error, ImportError, RuntimeError, AssertionError, TypeError, ValueError) as error:
         raise UserError(f"--device {args.device} --env-id {args.env_id}: {' '.join(str(error).split())}") from error
     obs, actions = env.observation_space, env.action_space
     if isinstance(actions, gym.spaces.Box):
@@ -573,7 +577,7 @@ def main() -> None:
     except (EOFError, ConnectionError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "by peer" not in str(error):  # gloo's words for one that is gone
             raise
-        sys.exit(f"error: lost another process of this run, or the reader of its output: {error}")
+        sys.exit(f"error: lost another process of this run, a reader of its output or an environment's peer: {error}")
     except (UserError, FloatingPointError, OSError, KeyboardInterrupt) as error:  # OSError: a full disk, and its kin
         print(f"error: {str(error) or 'interrupted'}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 130 if isinstance(error, KeyboardInterrupt) else 1)

@@ -213,8 +213,8 @@ def act(agent: Agent, obs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 @torch.no_grad()
 def collect(envs: gym.vector.VectorEnv, agent: Agent, obs: np.ndarray, args: Args, global_step: int,
             act_fn: Callable = act) -> tuple[Rollout, np.ndarray, list[float]]:  # fmt: skip
-    """T steps of N environments from observations (N, *O), where the last rollout stopped, after global_step steps.
-    Returns the rollout, where it stopped, and the raw returns of ended episodes. Raises FloatingPointError on NaN."""
+    """T steps of N environments from obs (N, *O), which the last rollout ended in, after global_step steps. Returns the
+    rollout, the observations it ended in, and the raw returns of ended episodes. Raises FloatingPointError on NaN."""
     rows, final_obs, episode_returns = [], [], []
     if not np.isfinite(obs).all():
         raise FloatingPointError(f"an observation is not finite at step {global_step:,}")
@@ -330,7 +330,7 @@ def train(args: Args) -> Agent:
     if global_step:  # a resumed run does not draw the actions of the first again
         torch.manual_seed(seeds[0])
     with closing(Logger(args, global_step)) as logger:
-        for iteration in range(global_step // args.batch_size, args.num_iterations):
+        for iteration in range(math.ceil(global_step / args.batch_size), args.num_iterations):
             rollout, obs, episode_returns = collect(envs, agent, obs, args, global_step)
             metrics = update(agent, optimizer, make_batch(agent, rollout, args), args)
             global_step += args.batch_size
@@ -338,6 +338,7 @@ def train(args: Args) -> Agent:
             if logger.stop or (iteration + 1) % args.checkpoint_every == 0 or iteration + 1 == args.num_iterations:
                 save_checkpoint(logger.run_dir / "checkpoint.pt", agent, optimizer, args, global_step)
             if logger.stop:
+                envs.close()
                 sys.exit(128 + logger.stop[0])
     envs.close()
     evaluate(agent, args, logger.run_dir)
@@ -374,7 +375,7 @@ def env_seeds(seed: int, global_step: int, num_envs: int) -> list[int]:
 
 
 def save_checkpoint(path: Path, agent: Agent, optimizer: torch.optim.Optimizer, args: Args, global_step: int) -> None:
-    """Writes all that resuming and evaluating need; a crash meanwhile leaves the previous checkpoint whole."""
+    """Writes all that resuming and evaluating need; a kill meanwhile leaves the previous checkpoint whole."""
     if args.rank:  # the first process does it for all
         return
     checkpoint = {"script": Path(__file__).stem, "args": asdict(replace(args, resume=None, evaluate=None))}
@@ -422,10 +423,11 @@ class Logger:
         self.handlers = {s: signal.signal(s, self.catch) for s in (signal.SIGINT, signal.SIGTERM) if in_main}
 
     def catch(self, signum: int, _: object) -> None:
-        """Lets the iteration finish on the first Ctrl-C or SIGTERM; a second one acts as it would without us."""
+        """Lets the iteration finish on the first Ctrl-C or SIGTERM; a second one acts as it would without us, but for
+        SIGTERM under torchrun, which adds its own to one that a scheduler sent to all processes."""
         self.signals.append(signum)
         for each, handler in self.handlers.items():
-            signal.signal(each, handler)
+            signal.signal(each, handler if each == signal.SIGINT or self.args.world_size == 1 else self.catch)
         self.bar.disable = True  # Ctrl-C may have stopped what reads our output, too
         with suppress(OSError):
             os.write(2, f"\n{signal.Signals(signum).name}: stopping after this iteration; again: at once\n".encode())
@@ -458,7 +460,7 @@ class Logger:
             self.writer.close()
         for signum, handler in self.handlers.items():
             signal.signal(signum, handler)
-        if self.args.world_size > 1 and sys.exc_info()[0] in (None, SystemExit):  # after an error, others still wait
+        if self.args.world_size > 1 and sys.exc_info()[0] in (None, SystemExit):  # after an error, it would wait
             dist.destroy_process_group()
 
 
@@ -488,7 +490,7 @@ def check_env(args: Args) -> None:
     try:
         torch.empty(0, dtype=torch.float64, device=args.device)
         env = gym.make(args.env_id)
-    except (gym.error.Error, ImportError, RuntimeError, AssertionError, TypeError) as error:
+    except (gym.error.Error, ImportError, RuntimeError, AssertionError, TypeError, ValueError) as error:
         raise UserError(f"--device {args.device} --env-id {args.env_id}: {' '.join(str(error).split())}") from error
     obs, actions = env.observation_space, env.action_space
     if isinstance(actions, gym.spaces.Discrete):

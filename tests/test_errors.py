@@ -57,6 +57,8 @@ OF_ONE_SCRIPT = {
     ("ppo_discrete", "probe_envs:FromOne-v0"): r"needs .* Discrete actions from 0, not .*start=1",
     ("ppo_continuous", "no_such_module:X-v0"): r"No module named 'no_such_module'",
     ("ppo_discrete", "no_such_module:X-v0"): r"No module named 'no_such_module'",
+    ("ppo_continuous", ":X"): r"--env-id :X: Empty module name",
+    ("ppo_discrete", ":X"): r"--env-id :X: Empty module name",
     ("ppo_atari", "no_such_module:X-v0"): r"no_such_module:X-v0 is not an Atari game",
     ("ppo_atari", "CartPole-v1"): r"CartPole-v1 is not an Atari game: use ppo_continuous.py or ppo_discrete.py$",
     ("ppo_atari", "Pendulum-v1"): r"Pendulum-v1 is not an Atari game: use",

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +156,18 @@ def test_a_signal_to_one_process_ends_all_after_the_same_iteration():
     assert [process.returncode for process in processes] == [128 + signum] * 2, outputs
     (path,) = Path("runs").glob("*/checkpoint.pt")
     assert torch.load(path)["global_step"] % 32 == 0 and "Traceback" not in outputs[0][1] + outputs[1][1]
+
+
+def test_under_torchrun_only_a_second_ctrl_c_stops_at_once(monkeypatch):
+    """A scheduler sends SIGTERM to all processes, and torchrun, which got it too, sends them another one."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(ppo.dist, "destroy_process_group", lambda: None)
+    with closing(ppo.Logger(ppo.Args(**flags()), 0)) as logger:
+        for _ in range(3):
+            signal.raise_signal(signal.SIGTERM)
+        assert logger.signals == [signal.SIGTERM] * 3
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_a_process_that_dies_ends_the_others_with_one_line():

@@ -136,6 +136,12 @@ def test_beta_goes_on_from_the_checkpoint():
     assert list(scalars(run_dir, "kl_coef").values()) == [1, 2, 4, 8, 16, 32]
 
 
+def test_beta_stays_above_zero_where_it_would_start_anew():
+    ppo.train(ppo.Args(**SMALL, kl_coef=4e-99, kl_coef_target=1e9))  # every KL is below: it halves
+    (path,) = Path("runs").glob("*/checkpoint.pt")
+    assert torch.load(path)["optimizer"]["param_groups"][0]["kl_coef"] == 1e-99
+
+
 def test_desired_kl_moves_the_learning_rate_within_the_schedule():
     ppo.train(ppo.Args(**SMALL, desired_kl=1e-12))  # every update is above
     ppo.train(ppo.Args(**SMALL, desired_kl=1e12, seed=2))  # every update is below: the schedule holds it
@@ -340,6 +346,14 @@ def test_flags_that_shape_the_optimizer_can_be_given_to_a_resumed_run():
         assert agent.log_std.item() != pytest.approx(np.log(args.initial_std), abs=1e-6)
 
 
+def test_a_resumed_run_with_another_batch_does_not_go_past_the_total():
+    ppo.train(ppo.Args(**SMALL))  # 256 steps
+    (path,) = Path("runs").glob("*/checkpoint.pt")
+    args = ppo.load_checkpoint(str(path))["args"]
+    ppo.train(replace(args, resume=str(path), total_timesteps=512, num_steps=40))  # batches of 160
+    assert torch.load(path)["global_step"] == 416
+
+
 def test_a_checkpoint_scores_the_same_in_another_process(run, capsys):
     ppo.train(ppo.Args(TASK, total_timesteps=1024, num_envs=4, eval_episodes=3))
     expected = capsys.readouterr().out.splitlines()[-1]
@@ -409,6 +423,23 @@ def test_a_second_signal_stops_at_once(signum, status):
     process.send_signal(signum)
     _, err = process.communicate(timeout=20)
     assert process.returncode == status and "Traceback" not in err
+
+
+def test_a_signal_also_closes_the_environments(monkeypatch):
+    """Those that run a simulator would leave it behind."""
+    closed, make_envs = [], ppo.make_envs
+
+    def that_say_so(*args, **kwargs):
+        envs = make_envs(*args, **kwargs)
+        close = envs.close
+        envs.close = lambda: closed.append(True) or close()
+        return envs
+
+    monkeypatch.setattr(ppo, "make_envs", that_say_so)
+    monkeypatch.setattr(ppo, "collect", lambda *args, f=ppo.collect: signal.raise_signal(signal.SIGTERM) or f(*args))
+    with pytest.raises(SystemExit, match="143"):
+        ppo.train(ppo.Args(**SMALL))
+    assert closed == [True] and list(Path("runs").glob("*/checkpoint.pt"))
 
 
 def test_handlers_of_signals_are_put_back():
