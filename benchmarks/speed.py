@@ -4,14 +4,16 @@
     python benchmarks/speed.py sweep
     python benchmarks/speed.py race
     python benchmarks/speed.py processes
+    python benchmarks/speed.py messages
     python benchmarks/speed.py slow
 
 `compare` measures HalfCheetah, CartPole and Breakout: each side in a process of its own, one at a time, in turn,
 several times over, so that a machine that drifts does so for all. Both sides have the same environments, steps,
 minibatches, epochs and networks, and neither scales observations or rewards (stable-baselines3 does so in a wrapper).
 `sweep` shows how our steps/s move with the number of environments and of threads. `race` trains both at their own
-defaults and draws return against seconds. `processes` trains with one and with two processes, by torchrun. `slow` finds
-from how slow a step on it pays to give each environment a process. Leave the machine alone meanwhile.
+defaults and draws return against seconds. `processes` trains with one and with two processes, by torchrun. `messages`
+times what they exchange after each minibatch. `slow` finds from how slow a step on it pays to give each
+environment a process. Leave the machine alone meanwhile.
 """
 
 import importlib
@@ -32,6 +34,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import returns
+import torch
+import torch.distributed as dist
 from returns import ROOT
 from tyro.extras import SubcommandApp
 
@@ -396,6 +400,57 @@ def processes(env_id: str = "HalfCheetah-v5", seeds: tuple[int, ...] = (1, 2, 3)
             " ".join(f"{row[2]:.0f}" for row in rows[name]),
         )
         print(f"| {n} | {envs} | {' | '.join(each)} |")
+
+
+@app.command
+def all_reduces(batch_tasks: bool = False, count: int = 500, numbers: int = 11_000) -> None:
+    """The milliseconds of each all-reduce by gloo, as JSON; `messages` starts this with torchrun.
+
+    Args:
+        batch_tasks: let Linux take the processes for batch tasks, as the scripts do.
+        count: of all-reduces.
+        numbers: in each of them.
+    """
+    if batch_tasks:
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    gradient, found = torch.zeros(numbers), []
+    for _ in range(count):
+        begin = time.perf_counter()
+        while time.perf_counter() < begin + 0.002:  # a minibatch's computation
+            pass
+        begin = time.perf_counter()
+        dist.all_reduce(gradient)
+        found.append(1e3 * (time.perf_counter() - begin))
+    if dist.get_rank() == 0:
+        print(json.dumps(found))
+    dist.destroy_process_group()
+
+
+@app.command
+def messages(repeats: int = 5) -> None:
+    """How long two processes wait for each all-reduce of a HalfCheetah gradient, as usual tasks and as batch tasks.
+
+    Args:
+        repeats: of each measurement, in turn.
+    """
+    found = {"usual": [], "batch": []}
+    for _ in range(repeats):
+        for name, each in found.items():
+            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__]
+            command += ["all-reduces", "--batch-tasks" if name == "batch" else "--no-batch-tasks"]
+            done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+            if done.returncode:
+                sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+            ms = json.loads(done.stdout.strip().splitlines()[-1])
+            each.append({"mean": np.mean(ms), "median": np.median(ms), "slowest tenth": np.quantile(ms, 0.9)})
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / "messages.json").write_text(json.dumps(found, indent=1) + "\n")
+    print("| tasks | mean, ms | median | slowest tenth |\n|---|---|---|---|")
+    for name, each in found.items():
+        columns = (np.array([one[key] for one in each]) for key in each[0])
+        print(f"| {name} | {' | '.join(map(ratio, columns))} |")
 
 
 class Slow(gym.Wrapper):
