@@ -305,7 +305,7 @@ def update(agent: Agent, optimizer: torch.optim.Optimizer, batch: Batch, args: A
     policy, critic = optimizer.param_groups
     vectors, history = [policy["params"][0], critic["params"][0]], []
     old_agent = copy.deepcopy(agent).requires_grad_(False) if args.kl_coef else None
-    policy["kl_coef"] = policy["kl_coef"] or args.kl_coef  # a run that is resumed may have had none
+    policy["kl_coef"] = policy.get("kl_coef") or args.kl_coef  # a run that is resumed may have had none
     order = torch.cat([torch.randperm(args.batch_size, device=args.device) for _ in range(args.update_epochs)])
     if args.world_size > 1:
         dist.broadcast(order, 0)  # all processes work on the same minibatches

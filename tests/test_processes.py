@@ -162,12 +162,14 @@ def test_under_torchrun_only_a_second_ctrl_c_stops_at_once(monkeypatch):
     """A scheduler sends SIGTERM to all processes, and torchrun, which got it too, sends them another one."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(ppo.dist, "destroy_process_group", lambda: None)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background may ignore
     with closing(ppo.Logger(ppo.Args(**flags()), 0)) as logger:
         for _ in range(3):
             signal.raise_signal(signal.SIGTERM)
         assert logger.signals == [signal.SIGTERM] * 3
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
 
 
 def test_a_process_that_dies_ends_the_others_with_one_line():

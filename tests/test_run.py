@@ -346,6 +346,17 @@ def test_flags_that_shape_the_optimizer_can_be_given_to_a_resumed_run():
         assert agent.log_std.item() != pytest.approx(np.log(args.initial_std), abs=1e-6)
 
 
+def test_a_checkpoint_from_before_there_was_a_penalty_goes_on():
+    ppo.train(ppo.Args(**SMALL))
+    (path,) = Path("runs").glob("*/checkpoint.pt")
+    checkpoint = torch.load(path)
+    del checkpoint["args"]["kl_coef"], checkpoint["optimizer"]["param_groups"][0]["kl_coef"]
+    torch.save(checkpoint, path)
+    args = ppo.load_checkpoint(str(path))["args"]
+    ppo.train(replace(args, resume=str(path), total_timesteps=320, kl_coef=0.5))
+    assert scalars(path.parent, "kl_coef")[320] == 0.5 and torch.load(path)["global_step"] == 320
+
+
 def test_a_resumed_run_with_another_batch_does_not_go_past_the_total():
     ppo.train(ppo.Args(**SMALL))  # 256 steps
     (path,) = Path("runs").glob("*/checkpoint.pt")
