@@ -72,7 +72,7 @@ class Args:
     kl_coef: float = 0.0  # β at the start, weight of a penalty on the KL, eq. 8 (there without the clip); 0: none
     kl_coef_target: float = 0.01  # d_targ: β doubles after a KL above 1.5 d_targ, and halves below d_targ / 1.5
     target_kl: float | None = None  # end an update before the first step whose minibatch has an approx_kl above this
-    desired_kl: float = 0.0  # the policy's learning rate falls after a KL above twice this, rises after half; 0: off
+    desired_kl: float = 0.0  # a KL above twice this lowers the policy's learning rate, below half raises it; 0: off
     device: str = "cuda" if torch.cuda.is_available() else "cpu"  # cpu, cuda, cuda:1, ...
     threads: int = 2  # CPU threads of torch, which pauses while the games play in threads of their own
     bf16: bool = False  # compute the convolutions in bfloat16; weights, heads and loss stay float32
@@ -300,7 +300,7 @@ def update(agent: Agent, optimizer: torch.optim.Optimizer, batch: Batch, args: A
     policy, critic = optimizer.param_groups
     vectors, history = [policy["params"][0], critic["params"][0]], []
     old_agent = copy.deepcopy(agent).requires_grad_(False) if args.kl_coef else None
-    policy["kl_coef"] = policy.get("kl_coef") or args.kl_coef  # a run that is resumed may have had none
+    policy["kl_coef"] = policy.get("kl_coef") or args.kl_coef  # none or 0: of a resumed run that had no penalty
     order = torch.cat([torch.randperm(args.batch_size, device=args.device) for _ in range(args.update_epochs)])
     if args.world_size > 1:
         dist.broadcast(order, 0)  # all processes work on the same minibatches
@@ -313,7 +313,7 @@ def update(agent: Agent, optimizer: torch.optim.Optimizer, batch: Batch, args: A
         gradient *= (args.max_grad_norm / metrics["grad_norm"]).clamp(max=1)  # openai/baselines
         vectors[0].grad, vectors[1].grad = gradient.split([len(vector) for vector in vectors])
         history.append(torch.stack(list(metrics.values())))
-        if args.target_kl is not None and metrics["approx_kl"] > args.target_kl:  # as in Spinning Up
+        if args.target_kl is not None and metrics["approx_kl"] > args.target_kl:  # Spinning Up stops at 1.5 times this
             break
         optimizer.step()
     means = dict(zip(metrics, torch.stack(history).mean(0).tolist()))
