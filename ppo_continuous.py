@@ -1,39 +1,50 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["torch>=2.13", "gymnasium[mujoco]>=1.4,<2", "mujoco>=3.3,<3.16", "tyro>=1.0", "tensorboard>=2.20",
+# dependencies = ["torch>=2.13", "gymnasium[mujoco]>=1.4,<2", "tyro>=1.0", "tensorboard>=2.20",
 #                 "tqdm>=4.67", "wandb>=0.31", "moviepy>=2.2"]
 # ///
-# Copyright (c) 2026 the authors of "PPO in single files". SPDX-License-Identifier: MIT
-"""Proximal Policy Optimization for continuous actions (Schulman et al. 2017, arXiv:1707.06347), whole in this file.
+# Copyright 2026 the authors of "PPO in single files". SPDX-License-Identifier: MIT
+"""Proximal Policy Optimization (PPO) for continuous actions, whole in this file.
 
     python ppo_continuous.py --env-id Hopper-v5 --clip-coef 0.1
 
-PPO takes many gradient steps on data that the policy has just collected. Importance ratios correct for what changes in
-its actions meanwhile, but not in the states it meets, so it must stay near the one that collected: in a trust region.
-TRPO constrains the KL divergence; PPO clips what could be gained by going further. "eq." is the PPO paper's. Shapes:
-T steps, N environments, B rows (N·T, or a minibatch of them), *O and *A the shapes of one observation and one action.
+Read it beside the paper, Schulman et al. 2017 (arXiv:1707.06347; "eq." is its equation). Begin with
+`train`, its Algorithm 1.
 
-    r_t(θ)          ratio             π_θ(a_t|s_t) / π_old(a_t|s_t), in eq. 6           ppo_loss
-    L^CLIP          objective         the clipped surrogate, eq. 7                      ppo_loss
-    L^(CLIP+VF+S)   loss, negated     with value loss and entropy bonus, eq. 9          ppo_loss
-    Â_t             advantages        generalized advantage estimation, eq. 11          compute_gae
-    δ_t             deltas            temporal-difference errors, eq. 12                compute_gae
-    V_t^targ        returns           Â_t + V(s_t), what the value function fits        make_batch
+A batch is collected by one policy, π_old, and used for many gradient steps of another, π_θ. Importance
+ratios correct for the actions that π_θ would choose instead, but not for the states that it would meet, so
+the batch says little about a π_θ far from π_old. PPO clips the objective, so that nothing is gained by
+moving a ratio beyond 1 ± ε.
+
+    r_t(θ)          ratio       π_θ(a_t|s_t) / π_old(a_t|s_t)             ppo_loss
+    L^CLIP          objective   the clipped surrogate, eq. 7              ppo_loss
+    L^(CLIP+VF+S)   -loss       with values and entropy, eq. 9            ppo_loss
+    Â_t             advantages  generalized advantage estimates, eq. 11   compute_gae
+    δ_t             deltas      temporal-difference errors, eq. 12        compute_gae
+    V_t^targ        returns     Â_t + V(s_t), what V is fitted to         make_batch
+
+Shapes: T steps, N environments, B transitions; *O of an observation, *A of an action. Differences from the
+paper, from openai/baselines if not noted, besides some defaults:
+
+    1. bootstrapping at time limits (Pardo et al. 2018): collect, compute_gae
+    2. standardised observations and advantages: Agent, compute_gradient
+    3. rewards divided by the standard deviation of their discounted sum: RewardScaler
+    4. orthogonal initial weights, Adam's eps of 1e-5, clipped gradients: mlp, Run, compute_gradient
+    5. early stopping by the KL divergence (Spinning Up): update
+    6. a learning rate that falls to 0 (in the paper on Atari): train
+    7. value clipping, by default off: ppo_loss
+    8. actions rescaled from [-1, 1] to their bounds (ours): make_envs
 """
 
-import copy
-import io
 import math
-import os
-import shutil
-import signal
+import random
+import re
 import sys
-import threading
-import time
-from collections.abc import Callable
+import warnings
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -42,553 +53,507 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import tyro
+from gymnasium.spaces import Box, Discrete
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.wrappers import RecordVideo
+from gymnasium.wrappers.vector import RecordEpisodeStatistics, TransformAction
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Normal, kl_divergence
+from torch.distributions import Distribution, Independent, Normal
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 
 @dataclass(frozen=True)
 class Args:
-    env_id: str = "HalfCheetah-v5"  # environment with Box observations and actions; "module:Id-v0" works too
-    seed: int = 1  # seeds weights, action sampling, minibatch order and environments
-    total_timesteps: int = 1_000_000  # environment steps over all num_envs, rounded down to whole batches
-    learning_rate: float = 1e-3  # step size of Adam; with desired_kl the policy's is at most that
-    initial_std: float = 0.6  # standard deviation of actions at the start; the environment's bounds become [-1, 1]
-    final_std: float | None = 0.08  # at the end; its log falls linearly, as in the paper's Roboschool; None: learned
-    num_envs: int = 16  # N, environments that act in parallel, over all processes
-    vectorization: Literal["sync", "async"] = "sync"  # async gives each environment a process: pays for slow ones
-    num_steps: int = 128  # T, steps per environment and iteration; each iteration learns from one batch of N·T steps
-    anneal_lr: bool = True  # let learning_rate fall linearly to 0, as the paper does on Atari
+    # The task
+    env_id: str = "HalfCheetah-v5"  # Box observations and actions; "module:MyEnv-v0" imports module
+    seed: int = 1  # of everything random
+    total_timesteps: int = 1_000_000  # environment steps, rounded down to whole batches
+    num_envs: int = 16  # N
+    vectorization: Literal["sync", "async", "vector_entry_point"] = "sync"  # see gymnasium.make_vec
+    # PPO
+    num_steps: int = 128  # T, of each environment in a batch
+    num_minibatches: int = 4  # in a batch
+    update_epochs: int = 10  # K, passes over a batch
+    learning_rate: float = 1e-3  # of Adam
+    anneal_lr: bool = True  # let it fall linearly to 0
     gamma: float = 0.99  # γ, the discount
-    gae_lambda: float = 0.93  # λ of GAE: 0 is the one-step TD error (low variance), 1 is Monte Carlo minus V (low bias)
-    num_minibatches: int = 8  # equal minibatches per epoch; must divide num_envs·num_steps
-    update_epochs: int = 10  # K, passes over each batch
-    norm_adv: bool = True  # standardise the advantages of each minibatch
-    clip_coef: float = 0.2  # ε, the ratio is clipped to [1-ε, 1+ε]; inf turns clipping off
-    anneal_clip_coef: bool = False  # let ε fall linearly to 0, as the paper does on Atari
-    clip_vloss: bool = False  # also clip the new value to within ε of the old one, in units of the scaled reward
-    ent_coef: float = 0.0  # c_2, weight of the entropy bonus; without effect unless final_std is None
-    vf_coef: float = 0.5  # weight of the value loss 0.5 (V - V^targ)², so twice the paper's c_1
-    max_grad_norm: float = 0.5  # clip the gradient of all parameters together to this L2 norm
-    kl_coef: float = 0.0  # β at the start, weight of a penalty on the KL, eq. 8 (there without the clip); 0: none
-    kl_coef_target: float = 0.01  # d_targ: β doubles after a KL above 1.5 d_targ, and halves below d_targ / 1.5
-    target_kl: float | None = None  # end an update before the first step whose minibatch has an approx_kl above this
-    desired_kl: float = 0.015  # a KL above twice this lowers the policy's learning rate, below half raises it; 0: off
-    norm_obs: bool = True  # scale observations by their running mean and standard deviation
-    norm_reward: bool = True  # divide rewards by the running std of their discounted sum; logged returns stay raw
-    device: str = "cpu"  # cpu, cuda, cuda:1, ...; networks this small are fastest on the CPU
-    threads: int = 1  # CPU threads of torch; more gain little at this size
-    compile: bool = False  # compile acting, loss and gradient: faster after a wait at the start; needs a C++ compiler
-    track: bool = False  # log to Weights & Biases, besides TensorBoard
-    wandb_project_name: str = "ppo"  # project for --track
-    capture_video: bool = False  # film the evaluation into videos/ in the run folder; it is then of one episode
-    checkpoint_every: int = 10  # iterations between checkpoints; the last iteration leaves one too
-    resume: str | None = None  # checkpoint.pt to go on from, in its folder; flags given here override the saved ones
-    evaluate: str | None = None  # checkpoint.pt to evaluate instead of training; saved flags as with --resume
-    eval_episodes: int = 10  # episodes of an evaluation; a training ends with one
-    eval_greedy: bool = True  # evaluate with the most likely action; --no-eval-greedy samples
+    gae_lambda: float = 0.93  # λ, 0: low variance, 1: low bias
+    norm_adv: bool = True  # standardise advantages
+    vf_coef: float = 0.5  # 2 c_1, weight of the value loss
+    clip_vloss: bool = False  # clip the change of values to ε
+    ent_coef: float = 0.0  # c_2, weight of the entropy bonus
+    max_grad_norm: float = 0.5  # to which the gradient is clipped
+    initial_std: float = 0.6  # of actions, whose bounds are mapped to [-1, 1]
+    norm_obs: bool = True  # standardise observations
+    norm_reward: bool = True  # scale rewards
+    # The trust region
+    clip_coef: float = 0.2  # ε; inf turns the clip off
+    anneal_clip_coef: bool = False  # let ε fall linearly to 0
+    target_kl: float | None = 0.03  # stop an update at a KL above this
+    # The run
+    device: str = "cpu"  # small networks are fastest on a CPU
+    compile: bool = False  # faster after a wait; needs a C++ compiler
+    track: bool = False  # log to Weights & Biases
+    wandb_project_name: str = "ppo"
+    resume: str | None = None  # checkpoint.pt to go on from; given flags replace its own
+    evaluate: str | None = None  # checkpoint.pt to evaluate
+    eval_episodes: int = 10  # of an evaluation
+    capture_video: bool = False  # film some of them
+
     batch_size = property(lambda self: self.num_envs * self.num_steps)
     num_iterations = property(lambda self: self.total_timesteps // self.batch_size)
-    rank = property(lambda self: int(os.environ.get("RANK", 0)))  # this process's number, set by torchrun
-    world_size = property(lambda self: int(os.environ.get("WORLD_SIZE", 1)))  # how many processes torchrun started
 
 
-class Isolate(gym.Wrapper):
-    """Copies where an episode was cut off, as a reset may write into it, and drops info, which nothing here reads, but
-    gathering it takes 5 % of a HalfCheetah training. Keeps Ctrl-C from the processes of --vectorization async."""
+class TidyEnv(gym.Wrapper):
+    """For environments that use global generators or overwrite observations. Drops info."""
 
-    def __init__(self, env: gym.Env, main_process: int) -> None:
-        super().__init__(env)
-        if os.getpid() != main_process:
-            os.setpgrp()
+    def reset(self, *, seed: int | None = None, **kwargs: Any) -> tuple:
+        if seed is not None:
+            random.seed(seed)
+            np.random.seed(seed)
+        return self.env.reset(seed=seed, **kwargs)[0], {}
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+    def step(self, action: np.ndarray) -> tuple:
         obs, reward, terminated, truncated, _ = self.env.step(action)
-        return np.array(obs) if truncated else obs, reward, terminated, truncated, {}
+        return np.array(obs) if terminated or truncated else obs, reward, terminated, truncated, {}
 
 
-def make_envs(args: Args, num_envs: int | None = None, **kwargs: Any) -> gym.vector.VectorEnv:  # noqa: ANN401
-    """Environments that map [-1, 1] to their bounds, and clip there, and report returns; kwargs as in gym.make_vec."""
-    mode = {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}  # no step is spent on a reset: all rows are real
-    num_envs, main_process = num_envs or args.num_envs // args.world_size, os.getpid()
-    wrappers = [lambda env: Isolate(env, main_process), *kwargs.pop("wrappers", [])]
-    envs = gym.make_vec(args.env_id, num_envs, args.vectorization, mode, wrappers, **kwargs)
+def make_envs(args: Args, num_envs: int, video_dir: Path | None = None) -> VectorEnv:
+    """Environments that map actions in [-1, 1] to their bounds, and report episode returns."""
+    mode = "sync" if video_dir else args.vectorization
+    kwargs = {"wrappers": [TidyEnv], "vector_kwargs": {"autoreset_mode": AutoresetMode.SAME_STEP}}
+    if mode == "vector_entry_point":
+        kwargs = {}
+    if video_dir:
+        kwargs["render_mode"] = "rgb_array"
+        kwargs["wrappers"] += [lambda env: RecordVideo(env, str(video_dir))]
+    try:
+        envs = gym.make_vec(args.env_id, num_envs, mode, **kwargs)
+    except (gym.error.Error, ModuleNotFoundError) as error:
+        raise UserError(f"--env-id {args.env_id}: {error}") from error
+    obs, action = envs.single_observation_space, envs.single_action_space
+    if isinstance(action, Discrete):
+        raise UserError(f"{args.env_id} has Discrete actions: use ppo_discrete.py")
+    if not (isinstance(obs, Box) and isinstance(action, Box) and action.is_bounded()):
+        raise UserError(f"{args.env_id} has {obs} and {action}, not a Box and a bounded Box")
+    if envs.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP:
+        raise UserError(f"{args.env_id} must be of AutoresetMode.SAME_STEP")
     low, high = envs.action_space.low, envs.action_space.high
-    envs = gym.wrappers.vector.TransformAction(envs, lambda a: np.clip(low + (high - low) * (a + 1) / 2, low, high))
-    return gym.wrappers.vector.RecordEpisodeStatistics(envs)
+    envs = TransformAction(envs, lambda a: np.clip(low + (high - low) * (a + 1) / 2, low, high))
+    return RecordEpisodeStatistics(envs)
 
 
 class RunningMeanStd(nn.Module):
-    """Mean and variance of all rows seen so far, in float64. Buffers, so that no checkpoint can forget them."""
+    """Mean and variance of all samples so far, saved with the weights."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
-        for name, start in (("mean", torch.zeros(shape)), ("var", torch.ones(shape)), ("count", torch.zeros(()))):
-            self.register_buffer(name, start.double())
+        self.register_buffer("mean", torch.zeros(shape).double())
+        self.register_buffer("var", torch.ones(shape).double())
+        self.register_buffer("count", torch.zeros(()).double())
 
-    def update(self, rows: Tensor) -> None:
-        """Merges in the moments of rows (B, *shape), exactly (Chan, Golub and LeVeque 1979)."""
-        var, mean = torch.var_mean(rows.double(), 0, correction=0)
-        self.count += len(rows)
-        weight = len(rows) / self.count
+    def update(self, samples: Tensor) -> None:
+        """Merges in the moments of samples (B, *shape) (Chan et al. 1979)."""
+        mean = average(samples.double().mean(0))
+        var = average(((samples - mean) ** 2).mean(0))
+        self.count += len(samples)
+        weight = len(samples) / self.count
         self.var += weight * (var - self.var + (1 - weight) * (mean - self.mean) ** 2)
         self.mean += weight * (mean - self.mean)
 
 
-def mlp(sizes: list[int], out_gain: float) -> nn.Sequential:
-    """Linear layers and tanh; orthogonal weights times √2, but the last's times out_gain, as in openai/baselines."""
-    layers = [nn.Linear(*sizes[i : i + 2]) for i in range(len(sizes) - 1)]
-    for layer in layers:
-        nn.init.orthogonal_(layer.weight, out_gain if layer is layers[-1] else math.sqrt(2))
+class RewardScaler(nn.Module):
+    """Divides rewards by the running standard deviation of their discounted sum."""
+
+    def __init__(self, num_envs: int, gamma: float) -> None:
+        super().__init__()
+        self.gamma, self.stats = gamma, RunningMeanStd(())
+        self.register_buffer("discounted_sum", torch.zeros(num_envs), persistent=False)
+
+    def update_and_scale(self, rewards: Tensor, done: Tensor) -> Tensor:
+        """Takes in rewards (T, N), scales them. done (T, N) marks the last of each episode."""
+        sums = torch.zeros_like(rewards)
+        for t in range(len(rewards)):
+            sums[t] = self.gamma * self.discounted_sum + rewards[t]
+            self.discounted_sum = sums[t] * ~done[t]
+        self.stats.update(sums.flatten())
+        return rewards / (self.stats.var + 1e-8).sqrt().float()
+
+
+def mlp(inputs: int, outputs: int, out_gain: float) -> nn.Sequential:
+    net = nn.Sequential(
+        nn.Linear(inputs, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, outputs)
+    )
+    for layer, gain in zip(net[::2], (2**0.5, 2**0.5, out_gain)):
+        nn.init.orthogonal_(layer.weight, gain)
         nn.init.zeros_(layer.bias)
-    return nn.Sequential(*[module for layer in layers for module in (layer, nn.Tanh())][:-1])
+    return net
 
 
 class Agent(nn.Module):
-    """A Gaussian policy and a value function that share no weights, and the scales of what they see and learn from."""
+    """A Gaussian policy and a value function, which share no weights."""
 
-    def __init__(self, envs: gym.vector.VectorEnv, args: Args) -> None:
+    def __init__(self, envs: VectorEnv, args: Args) -> None:
         super().__init__()
         obs_shape, action_shape = envs.single_observation_space.shape, envs.single_action_space.shape
-        self.actor = mlp([math.prod(obs_shape), 64, 64, math.prod(action_shape)], out_gain=0.01)  # means start near 0
-        self.critic = mlp([math.prod(obs_shape), 64, 64, 1], out_gain=1.0)
-        self.log_std = nn.Parameter(torch.full(action_shape, args.initial_std).log())  # the same in every state
-        self.args, self.obs_stats, self.return_stats = args, RunningMeanStd(obs_shape), RunningMeanStd(())
-        self.update_obs_stats = self.obs_stats.update  # takes observations (B, *O)
-        self.running_returns = np.zeros(args.num_envs)  # of episodes under way; not saved, as a resume starts new ones
+        self.actor = mlp(math.prod(obs_shape), math.prod(action_shape), out_gain=0.01)
+        self.critic = mlp(math.prod(obs_shape), 1, out_gain=1.0)
+        self.log_std = nn.Parameter(torch.full(action_shape, math.log(args.initial_std)))
+        self.obs_stats = RunningMeanStd(obs_shape)
+        self.norm_obs = args.norm_obs
 
     def forward(self, obs: Tensor) -> tuple[Distribution, Tensor]:
-        """The policy π_θ(·|s), over actions (B, *A), and the values V(s) (B,), in observations (B, *O)."""
-        if self.args.norm_obs:  # not in the paper, but in openai/baselines
-            obs = ((obs - self.obs_stats.mean) / (self.obs_stats.var + 1e-8).sqrt()).clamp(-10, 10)
+        """For observations (B, *O): the policy π_θ(·|s) over actions (B, *A), and V(s) (B,)."""
+        if self.norm_obs:
+            obs = (obs - self.obs_stats.mean) / (self.obs_stats.var + 1e-8).sqrt()
+            obs = obs.clamp(-10, 10)
         x = obs.float().reshape(len(obs), -1)
-        mean = self.actor(x).view(-1, *self.log_std.shape)
-        log_std, progress = self.log_std, self.obs_stats.count / self.args.total_timesteps  # steps learned from
-        if self.args.final_std:  # else learned
-            log_std = log_std.detach() * (1 - progress) + progress * math.log(self.args.final_std)
-        policy = Independent(Normal(mean, log_std.exp(), validate_args=False), mean.dim() - 1, validate_args=False)
+        mean = self.actor(x).reshape(-1, *self.log_std.shape)
+        policy = Independent(Normal(mean, self.log_std.exp()), self.log_std.dim())
         return policy, self.critic(x).squeeze(-1)
 
-    def scale_rewards(self, rewards: np.ndarray, done: np.ndarray) -> np.ndarray:
-        """Rewards (T, N) over the running std of their discounted sum so far (openai/baselines), within ±10."""
-        returns = np.zeros(rewards.shape)
-        for t in range(len(rewards)):
-            returns[t] = self.args.gamma * self.running_returns + rewards[t]
-            self.running_returns = returns[t] * ~done[t]
-        self.return_stats.update(torch.as_tensor(returns.flatten(), device=self.return_stats.mean.device))
-        return np.clip(rewards / math.sqrt(self.return_stats.var + 1e-8), -10, 10) if self.args.norm_reward else rewards
+    def act(self, obs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """For observations (N, *O): sampled actions (N, *A), their log π (N,), and values (N,)."""
+        policy, values = self(obs)
+        actions = policy.rsample()  # sample() compiles to slower code
+        return actions, policy.log_prob(actions), values
 
 
-# ---- From here on, but for check_env, nothing depends on what an observation or an action is. ------------------------
+# ---- The algorithm ----
 class Rollout(NamedTuple):
-    """T steps of N environments under one policy, π_old."""
+    """T steps of N environments, by π_old."""
 
     obs: Tensor  # (T, N, *O), s_t
-    actions: Tensor  # (T, N, *A), a_t as sampled
+    actions: Tensor  # (T, N, *A), a_t
     log_probs: Tensor  # (T, N), log π_old(a_t|s_t)
-    values: np.ndarray  # (T, N), V(s_t)
-    next_values: np.ndarray  # (T, N), V of the state that a_t led to, before any reset; arbitrary where terminated
-    rewards: np.ndarray  # (T, N), r_t
-    terminated: np.ndarray  # (T, N), bool: a_t led to a terminal state
-    done: np.ndarray  # (T, N), bool: a_t was its episode's last, because it terminated or was truncated by a time limit
+    values: Tensor  # (T, N), V(s_t)
+    next_values: Tensor  # (T, N), V of the state after a_t; arbitrary where terminated
+    rewards: Tensor  # (T, N), r_t
+    terminated: Tensor  # (T, N), bool: a_t led to a terminal state
+    done: Tensor  # (T, N), bool: a_t ended its episode: it terminated, or was truncated
 
 
 class Batch(NamedTuple):
-    """What an update learns from: a rollout without its order, or a minibatch of it."""
+    """The transitions of a rollout, or a minibatch of them."""
 
     obs: Tensor  # (B, *O)
     actions: Tensor  # (B, *A)
-    log_probs: Tensor  # (B,), log π_old(a|s)
-    values: Tensor  # (B,), V_old(s)
+    old_log_probs: Tensor  # (B,), log π_old(a|s)
+    old_values: Tensor  # (B,), V(s) before the update
     advantages: Tensor  # (B,), Â
     returns: Tensor  # (B,), V^targ
 
 
-def compute_gae(rollout: Rollout, gamma: float, gae_lambda: float) -> np.ndarray:
-    """Generalized advantage estimates (T, N), in the inputs' dtype. A terminal state is worth 0; where a time
-    limit or the rollout's end cuts an episode off, next_values stands for the rest."""
-    deltas = rollout.rewards + gamma * rollout.next_values * ~rollout.terminated - rollout.values  # δ_t, eq. 12
-    advantages = deltas.copy()
-    for t in reversed(range(len(deltas) - 1)):
-        advantages[t] += gamma * gae_lambda * ~rollout.done[t] * advantages[t + 1]  # Â_t = δ_t + γλ Â_{t+1}, eq. 11
+@torch.no_grad()
+def collect(envs: VectorEnv, agent: Agent, obs: np.ndarray, args: Args) -> tuple[Rollout, np.ndarray, list]:
+    """Takes T steps from obs (N, *O). Also returns the next obs, and the returns of ended episodes."""
+    shape = (args.num_steps, envs.num_envs)
+    rewards, values, final_values = np.zeros((3, *shape), dtype=np.float32)
+    terminated, truncated = np.zeros((2, *shape), dtype=bool)
+    all_obs, all_actions, all_log_probs, episode_returns = [], [], [], []
+    to_tensor = partial(torch.tensor, device=args.device)
+    act = compiled(agent.act, args)
+    for t in range(args.num_steps):
+        all_obs.append(to_tensor(obs))
+        actions, log_probs, step_values = act(all_obs[t])
+        all_actions.append(actions)
+        all_log_probs.append(log_probs)
+        values[t] = step_values.cpu()
+        obs, rewards[t], terminated[t], truncated[t], info = envs.step(actions.cpu().numpy())
+        if truncated[t].any():  # where obs is the next episode's first; info has the last
+            final_obs = to_tensor(np.stack(info["final_obs"][truncated[t]]))
+            final_values[t, truncated[t]] = agent(final_obs)[1].cpu()
+        if "episode" in info:
+            episode_returns += info["episode"]["r"][info["_episode"]].tolist()
+    last_values = agent(to_tensor(obs))[1].cpu()
+    next_values = np.concatenate([values[1:], last_values[None]])
+    next_values[truncated] = final_values[truncated]
+    rollout = Rollout(
+        obs=torch.stack(all_obs),
+        actions=torch.stack(all_actions),
+        log_probs=torch.stack(all_log_probs),
+        values=to_tensor(values),
+        next_values=to_tensor(next_values),
+        rewards=to_tensor(rewards),
+        terminated=to_tensor(terminated),
+        done=to_tensor(terminated | truncated),
+    )
+    return rollout, obs, episode_returns
+
+
+def compute_gae(rollout: Rollout, gamma: float, gae_lambda: float) -> Tensor:
+    """Generalized advantage estimates (T, N). A terminal state is worth 0. Where a time limit or the
+    rollout's end cuts an episode off, the next state's value stands for the rest."""
+    next_values = ~rollout.terminated * rollout.next_values
+    deltas = rollout.rewards + gamma * next_values - rollout.values  # δ_t, eq. 12
+    advantages = deltas.clone()
+    for t in reversed(range(len(deltas) - 1)):  # eq. 11: Â_t = δ_t + γλ Â_{t+1}, within an episode
+        advantages[t] += gamma * gae_lambda * advantages[t + 1] * ~rollout.done[t]
     return advantages
 
 
-def ppo_loss(log_probs: Tensor, values: Tensor, entropy: Tensor, batch: Batch, *, clip_coef: float, clip_vloss: bool,
-             vf_coef: float, ent_coef: float) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
-    """The loss, eq. 9 negated, and metrics. log_probs, values and entropy, all (B,), are of the policy being optimised.
-    Where Â > 0 and r_t(θ) > 1+ε, or Â < 0 and r_t(θ) < 1-ε, L^CLIP is flat: no gain in going further. Past the other
-    bound the min keeps the unclipped term, whose gradient pulls the ratio back."""
-    log_ratio = log_probs - batch.log_probs
-    ratio = log_ratio.exp()  # r_t(θ), the ratio in eq. 6
+def make_batch(rollout: Rollout, advantages: Tensor) -> Batch:
+    """The transitions of a rollout, with advantages (T, N) and value targets."""
+    batch = Batch(
+        obs=rollout.obs,
+        actions=rollout.actions,
+        old_log_probs=rollout.log_probs,
+        old_values=rollout.values,
+        advantages=advantages,
+        returns=advantages + rollout.values,
+    )
+    return Batch(*(field.flatten(0, 1) for field in batch))
+
+
+def ppo_loss(log_probs: Tensor, values: Tensor, entropy: Tensor, minibatch: Batch, *, clip_coef: float,
+    clip_vloss: bool, vf_coef: float, ent_coef: float) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+    """The negative of eq. 9, and metrics, for log_probs, values and entropy (B,) of π_θ.
+
+    L^CLIP is flat where the ratio of a better action (Â > 0) is above 1+ε, or of a worse one (Â < 0)
+    below 1-ε: going further gains nothing. Beyond the other bound the policy has gone the wrong way,
+    and the min keeps the unclipped term, whose gradient leads back."""
+    log_ratio = log_probs - minibatch.old_log_probs
+    ratio = log_ratio.exp()  # r_t(θ)
     clipped_ratio = ratio.clamp(1 - clip_coef, 1 + clip_coef)
-    objective = torch.min(ratio * batch.advantages, clipped_ratio * batch.advantages).mean()  # L^CLIP, eq. 7
-    value_errors = (values - batch.returns) ** 2
-    if clip_vloss:  # not in the paper, but in openai/baselines
-        clipped_values = batch.values + (values - batch.values).clamp(-clip_coef, clip_coef)
-        value_errors = torch.max(value_errors, (clipped_values - batch.returns) ** 2)
-    value_loss = 0.5 * value_errors.mean()  # L^VF; the 0.5 is openai/baselines', so the paper's c_1 is vf_coef / 2
-    loss = -(objective - vf_coef * value_loss + ent_coef * entropy.mean())  # eq. 9, to be minimised
-    metrics = {"policy_loss": -objective, "value_loss": value_loss, "entropy": entropy.mean()}
-    metrics["approx_kl"] = (log_ratio.expm1() - log_ratio).mean()  # r-1-log r ≥ 0 estimates KL[π_old, π_θ]
-    metrics["clip_fraction"] = ((ratio - 1).abs() > clip_coef).float().mean()
+    objective = torch.min(ratio * minibatch.advantages, clipped_ratio * minibatch.advantages).mean()  # eq. 7
+    squared_errors = (values - minibatch.returns) ** 2
+    if clip_vloss:
+        change = (values - minibatch.old_values).clamp(-clip_coef, clip_coef)
+        squared_errors = torch.max(squared_errors, (minibatch.old_values + change - minibatch.returns) ** 2)
+    value_loss = 0.5 * squared_errors.mean()  # the paper has no 0.5
+    loss = -(objective - vf_coef * value_loss + ent_coef * entropy.mean())  # eq. 9
+    metrics = {
+        "policy_loss": -objective,
+        "value_loss": value_loss,
+        "entropy": entropy.mean(),
+        "approx_kl": (ratio - 1 - log_ratio).mean(),  # estimates KL[π_old, π_θ]
+        "clip_fraction": ((ratio - 1).abs() > clip_coef).float().mean(),
+    }
     return loss, {name: metric.detach() for name, metric in metrics.items()}
 
 
-def act(agent: Agent, obs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Samples actions (N, *A) in observations (N, *O); also returns their log π (N,) and the values (N,)."""
-    policy, values = agent(obs)
-    actions = policy.rsample() if policy.has_rsample else policy.sample()  # the former compiles to faster code
-    return actions, policy.log_prob(actions), values
+def compute_gradient(agent: Agent, minibatch: Batch, clip_coef: float, args: Args) -> dict[str, Tensor]:
+    """Leaves the clipped gradient of the loss in the parameters. Returns metrics."""
+    if args.norm_adv:
+        std, mean = torch.std_mean(minibatch.advantages)
+        minibatch = minibatch._replace(advantages=(minibatch.advantages - mean) / (std + 1e-8))
+    policy, values = agent(minibatch.obs)
+    log_probs, entropy = policy.log_prob(minibatch.actions), policy.entropy()
+    loss, metrics = ppo_loss(log_probs, values, entropy, minibatch, clip_coef=clip_coef,
+        clip_vloss=args.clip_vloss, vf_coef=args.vf_coef, ent_coef=args.ent_coef)  # fmt: skip
+    agent.zero_grad()
+    loss.backward()
+    average(*metrics.values(), *(p.grad for p in agent.parameters()))  # over torchrun's processes
+    metrics["grad_norm"] = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
+    return metrics
 
 
-@torch.no_grad()
-def collect(envs: gym.vector.VectorEnv, agent: Agent, obs: np.ndarray, args: Args, global_step: int,
-            act_fn: Callable = act) -> tuple[Rollout, np.ndarray, list[float]]:  # fmt: skip
-    """T steps of N environments from obs (N, *O), which the last rollout ended in, after global_step steps. Returns the
-    rollout, the observations it ended in, and the raw returns of ended episodes. Raises FloatingPointError on NaN."""
-    rows, final_obs, episode_returns = [], [], []
-    if not np.isfinite(obs).all():
-        raise FloatingPointError(f"an observation is not finite at step {global_step:,}")
-    for step in range(global_step, global_step + args.batch_size, args.num_envs):
-        obs_t = torch.as_tensor(obs, device=args.device)
-        actions, log_probs, values = act_fn(agent, obs_t)
-        obs, rewards, terminated, truncated, info = envs.step(actions.cpu().numpy())
-        if not (np.isfinite(rewards).all() and np.isfinite(obs).all()):
-            raise FloatingPointError(f"a reward or observation is not finite at step {step + args.num_envs:,}")
-        rows.append((obs_t, actions, log_probs, values, rewards, terminated, truncated))
-        if truncated.any():  # obs is the next episode's already; where this one was cut off is in final_obs
-            final_obs.append(np.stack(info["final_obs"][truncated]))
-        episode_returns += info["episode"]["r"][info["_episode"]].tolist() if "episode" in info else []
-    columns = [torch.stack(column) if torch.is_tensor(column[0]) else np.stack(column) for column in zip(*rows)]
-    all_obs, actions, log_probs, values, rewards, terminated, truncated = columns
-    _, last_values = agent(torch.as_tensor(obs, device=args.device))
-    next_values = torch.cat([values[1:], last_values[None]]).cpu().numpy()
-    if final_obs:
-        _, final_values = agent(torch.as_tensor(np.concatenate(final_obs), device=args.device))
-        next_values[truncated] = final_values.cpu().numpy()
-    values, done = values.cpu().numpy(), terminated | truncated
-    return Rollout(all_obs, actions, log_probs, values, next_values, rewards, terminated, done), obs, episode_returns
-
-
-def make_batch(agent: Agent, rollout: Rollout, args: Args) -> Batch:
-    """Scales the rewards; estimates advantages and value targets; flattens from (T, N) to (B,)."""
-    rollout = rollout._replace(rewards=agent.scale_rewards(rollout.rewards, rollout.done))
-    advantages = compute_gae(rollout, args.gamma, args.gae_lambda)
-    returns = advantages + rollout.values
-    columns = (*rollout[:4], advantages.astype(np.float32), returns.astype(np.float32))  # as in Batch
-    return Batch(*(torch.as_tensor(column, device=args.device).flatten(0, 1) for column in columns))
-
-
-def make_optimizer(agent: Agent, args: Args) -> torch.optim.Optimizer:
-    """Adam with openai/baselines' eps on two flat vectors, of which the parameters become views: fewer kernels."""
-    vector = nn.utils.parameters_to_vector(agent.parameters()).detach()
-    if args.world_size > 1:
-        dist.broadcast(vector, 0)  # all processes start from the first one's weights
-    nn.utils.vector_to_parameters(vector, agent.parameters())
-    n = sum(p.numel() for p in agent.critic.parameters())  # the critic's vector is the last, so define it last
-    policy = {"params": vector[:-n], "clip_coef": args.clip_coef, "kl_coef": args.kl_coef}  # here they are checkpointed
-    return torch.optim.Adam([policy, {"params": vector[-n:]}], args.learning_rate, eps=1e-5, fused=True)
-
-
-def minibatch_gradient(agent: Agent, batch: Batch, args: Args, clip_coef: float, kl_coef: float = 0.0,
-                       old_agent: Agent | None = None) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
-    """The gradient of the loss in all parameters as one flat vector, in their order, and the metrics of ppo_loss, both
-    of this process's share. An old_agent, which acts by π_old, adds the penalty on KL[π_old, π_θ] of eq. 8, times β."""
-    if args.norm_adv:  # not in the paper, but in openai/baselines
-        std, mean = torch.std_mean(batch.advantages)
-        batch = batch._replace(advantages=(batch.advantages - mean) / (std + 1e-8))
-    batch = Batch(*(column[args.rank :: args.world_size] for column in batch))
-    policy, values = agent(batch.obs)
-    loss, metrics = ppo_loss(policy.log_prob(batch.actions), values, policy.entropy(), batch, clip_coef=clip_coef,
-                             clip_vloss=args.clip_vloss, vf_coef=args.vf_coef, ent_coef=args.ent_coef)  # fmt: skip
-    if old_agent:  # in closed form, where approx_kl is an estimate
-        loss = loss + kl_coef * kl_divergence(old_agent(batch.obs)[0], policy).mean()
-    gradients = torch.autograd.grad(loss, list(agent.parameters()), materialize_grads=True)  # 0 for what had no part
-    return torch.cat([gradient.flatten() for gradient in gradients]), metrics
-
-
-def update(agent: Agent, optimizer: torch.optim.Optimizer, batch: Batch, args: Args,
-           gradient_fn: Callable = minibatch_gradient) -> dict[str, float]:  # fmt: skip
-    """K epochs of gradient steps; then rl_games' rule for the policy's learning rate. Returns the metrics' means."""
-    policy, critic = optimizer.param_groups
-    vectors, history = [policy["params"][0], critic["params"][0]], []
-    old_agent = copy.deepcopy(agent).requires_grad_(False) if args.kl_coef else None
-    policy["kl_coef"] = policy.get("kl_coef") or args.kl_coef  # none or 0: of a resumed run that had no penalty
-    order = torch.cat([torch.randperm(args.batch_size, device=args.device) for _ in range(args.update_epochs)])
-    if args.world_size > 1:
-        dist.broadcast(order, 0)  # all processes work on the same minibatches
-    for rows in order.split(args.batch_size // args.num_minibatches):  # equal parts: none straddles two epochs
-        minibatch = Batch(*(column[rows] for column in batch))
-        gradient, metrics = gradient_fn(agent, minibatch, args, policy["clip_coef"], policy["kl_coef"], old_agent)
-        if args.world_size > 1:
-            gradient, metrics = average(gradient, metrics, args)
-        metrics["grad_norm"] = gradient.norm()
-        gradient *= (args.max_grad_norm / metrics["grad_norm"]).clamp(max=1)  # openai/baselines
-        vectors[0].grad, vectors[1].grad = gradient.split([len(vector) for vector in vectors])
-        history.append(torch.stack(list(metrics.values())))
-        if args.target_kl is not None and metrics["approx_kl"] > args.target_kl:  # Spinning Up stops at 1.5 times this
-            break
-        optimizer.step()
-    means = dict(zip(metrics, torch.stack(history).mean(0).tolist()))
-    means |= {"learning_rate": policy["lr"], "kl_coef": policy["kl_coef"]}
-    if old_agent:
-        kl, d_targ = kl_divergence(old_agent(batch.obs)[0], agent(batch.obs)[0]).mean().item(), args.kl_coef_target
-        policy["kl_coef"] = max(policy["kl_coef"] * 2.0 ** ((kl > 1.5 * d_targ) - (kl < d_targ / 1.5)), 1e-99)  # not 0
-    agent.update_obs_stats(batch.obs)  # only now: before, it would shift π_θ but not log π_old
-    policy["lr"] *= 1.5 ** ((means["approx_kl"] < args.desired_kl / 2) - (means["approx_kl"] > 2 * args.desired_kl > 0))
-    return means | {"explained_variance": 1 - (batch.advantages.var() / batch.returns.var().clamp(min=1e-8)).item()}
+def update(
+    agent: Agent, optimizer: torch.optim.Optimizer, batch: Batch, clip_coef: float, args: Args
+) -> list[dict[str, Tensor]]:
+    """K epochs of gradient steps on minibatches. Returns their metrics."""
+    history = []
+    compute = compiled(compute_gradient, args)
+    clip_coef = torch.tensor(clip_coef)  # a float would be compiled as a constant
+    for _ in range(args.update_epochs):
+        permutation = torch.randperm(len(batch.obs), device=args.device)
+        for indices in permutation.tensor_split(args.num_minibatches):
+            minibatch = Batch(*(field[indices] for field in batch))
+            metrics = compute(agent, minibatch, clip_coef, args)
+            history.append(metrics)
+            # CleanRL looks once an epoch, after its steps; stable-baselines3 allows 1.5 times this.
+            if args.target_kl is not None and metrics["approx_kl"] > args.target_kl:
+                return history
+            optimizer.step()
+    return history
 
 
 def train(args: Args) -> Agent:
-    """Algorithm 1, then an evaluation. Raises ValueError on arguments that cannot work, FloatingPointError on NaN."""
-    act_fn, gradient_fn = prepare(args)
-    envs = make_envs(args)
-    agent = Agent(envs, args).to(args.device)
-    optimizer = make_optimizer(agent, args)
-    global_step = load_checkpoint(args.resume, agent, optimizer)["global_step"] if args.resume else 0
-    seeds = np.split(np.array(env_seeds(args.seed, global_step, args.num_envs)), args.world_size)[args.rank].tolist()
-    obs, _ = envs.reset(seed=seeds)
-    if global_step or args.rank:  # neither a resumed run nor another process draws the actions of the first again
-        torch.manual_seed(seeds[0])
-    with closing(Logger(args, global_step)) as logger:
-        for iteration in range(math.ceil(global_step / args.batch_size), args.num_iterations):
-            remaining, (policy, critic) = 1 - iteration / args.num_iterations, optimizer.param_groups
-            critic["lr"] = args.learning_rate * (remaining if args.anneal_lr else 1)
-            policy["lr"] = min(critic["lr"], policy["lr"]) if args.desired_kl else critic["lr"]
-            policy["clip_coef"] = args.clip_coef * (remaining if args.anneal_clip_coef else 1)
-            rollout, obs, episode_returns = collect(envs, agent, obs, args, global_step, act_fn)
-            metrics = update(agent, optimizer, make_batch(agent, gather(rollout, args), args), args, gradient_fn)
-            global_step += args.batch_size
-            logger.log(metrics, episode_returns, global_step)
-            if logger.stop or (iteration + 1) % args.checkpoint_every == 0 or iteration + 1 == args.num_iterations:
-                save_checkpoint(logger.run_dir / "checkpoint.pt", agent, optimizer, args, global_step)
-            if logger.stop:
-                envs.close()
-                sys.exit(128 + logger.stop[0])
-    envs.close()  # not after an error: one of several processes may be dead, and it would wait for that
-    if args.rank == 0:
-        evaluate(agent, args, logger.run_dir)
+    """Algorithm 1: collects a batch, improves the policy with it, and again."""
+    with closing(Run(args)) as run:
+        envs, agent, optimizer, obs = run.envs, run.agent, run.optimizer, run.obs
+        for iteration in range(run.first_iteration, args.num_iterations):
+            remaining = 1 - iteration / args.num_iterations
+            optimizer.param_groups[0]["lr"] = args.learning_rate * (remaining if args.anneal_lr else 1)
+            clip_coef = args.clip_coef * (remaining if args.anneal_clip_coef else 1)
+
+            rollout, obs, episode_returns = collect(envs, agent, obs, args)
+            if args.norm_reward:
+                scaled = run.reward_scaler.update_and_scale(rollout.rewards, rollout.done)
+                rollout = rollout._replace(rewards=scaled)
+            advantages = compute_gae(rollout, args.gamma, args.gae_lambda)
+            batch = make_batch(rollout, advantages)
+            history = update(agent, optimizer, batch, clip_coef, args)
+            agent.obs_stats.update(batch.obs)  # not before: it would move π_θ away from π_old
+            run.record(iteration, history, episode_returns)
+    run.evaluate()
     return agent
 
 
-# ---- The algorithm ends here; what follows is plumbing. --------------------------------------------------------------
-def prepare(args: Args) -> tuple[Callable, Callable]:
-    """Checks args, sets torch up, meets torchrun's other processes. Returns act and minibatch_gradient, or compiled."""
-    check(args)
-    torch.manual_seed(args.seed)
-    torch.set_num_threads(args.threads)
-    if args.world_size > 1:
-        if on_gpu := "cuda" in args.device:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        if hasattr(os, "SCHED_BATCH"):  # Linux; where cores are few, gloo's messages then take half as long
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-        dist.init_process_group("nccl" if on_gpu else "gloo")
+# ---- Around the algorithm ----
+def compiled(function: Any, args: Args) -> Any:
+    """The function, or a faster one."""
     if not args.compile:
-        return act, minibatch_gradient
-    # The backward pass with the loss; tanh as exp, which CPUs do faster; CUDA graphs on GPUs.
-    torch._dynamo.config.trace_autograd_ops = torch._inductor.config.cpp.use_decompose_tanh = True
-    return torch.compile(act), torch.compile(minibatch_gradient, mode="reduce-overhead")
+        return function
+    torch._dynamo.config.trace_autograd_ops = True  # compiles backward(), too
+    return torch.compile(function, options={"cpp.use_decompose_tanh": True})
 
 
-def gather(rollout: Rollout, args: Args) -> Rollout:
-    """The rollouts of all processes, each (T, N / processes, ...), side by side: (T, N, ...)."""
-
-    def whole(column: Tensor | np.ndarray) -> Tensor | np.ndarray:
-        part = torch.as_tensor(column, device=args.device)
-        dist.all_gather(parts := [torch.empty_like(part) for _ in range(args.world_size)], part)
-        return torch.cat(parts, 1) if torch.is_tensor(column) else torch.cat(parts, 1).cpu().numpy()
-
-    return Rollout(*map(whole, rollout)) if args.world_size > 1 else rollout
-
-
-def average(gradient: Tensor, metrics: dict[str, Tensor], args: Args) -> tuple[Tensor, dict[str, Tensor]]:
-    """The means of both over all processes, in one message."""
-    dist.all_reduce(vector := torch.cat([gradient, torch.stack(list(metrics.values()))]))
-    gradient, means = (vector / args.world_size).split([len(gradient), len(metrics)])
-    return gradient, dict(zip(metrics, means))
+def average(*tensors: Tensor | None) -> Tensor:
+    """Sets tensors to their means over torchrun's processes."""
+    if dist.is_initialized():
+        present = [tensor for tensor in tensors if tensor is not None]
+        flat = torch.cat([tensor.flatten() for tensor in present])
+        dist.all_reduce(flat)
+        means = (flat / dist.get_world_size()).split([tensor.numel() for tensor in present])
+        for tensor, mean in zip(present, means):
+            tensor.copy_(mean.view_as(tensor))
+    return tensors[0]
 
 
 @torch.no_grad()
-def evaluate(agent: Agent, args: Args, run_dir: Path) -> np.ndarray:
-    """Plays one whole episode in each of E fresh environments: the first E to end would be short ones. Returns (E,)."""
-    torch.manual_seed(args.seed)
-    torch.set_num_threads(args.threads)
-    episodes = 1 if args.capture_video else args.eval_episodes
-    film = [lambda env: gym.wrappers.RecordVideo(env, str(run_dir / "videos"), episode_trigger=lambda n: n == 0)]
-    envs = make_envs(args, episodes, **({"render_mode": "rgb_array", "wrappers": film} if args.capture_video else {}))
-    obs, _ = envs.reset(seed=env_seeds(args.seed, -1, episodes))
-    returns, finished = np.zeros(episodes), np.zeros(episodes, dtype=bool)
-    for _ in range(100_000):  # an environment may never end
+def evaluate(path: Path, args: Args) -> list[float]:
+    """The returns of episodes with the likeliest actions."""
+    envs = make_envs(args, 1, path.parent / "videos" if args.capture_video else None)
+    agent = Agent(envs, args).to(args.device)
+    load_checkpoint(path, agent=agent)
+    obs, _ = envs.reset(seed=args.seed)
+    returns = []
+    for _ in range(30_000 * args.eval_episodes):  # some environments never end
         policy, _ = agent(torch.as_tensor(obs, device=args.device))
-        obs, rewards, *_, info = envs.step((policy.mode if args.eval_greedy else policy.sample()).cpu().numpy())
-        returns += rewards * ~finished
-        finished |= info.get("_episode", False)
-        if finished.all():
+        obs, _, _, _, info = envs.step(policy.mode.cpu().numpy())
+        returns += info["episode"]["r"].tolist() if "episode" in info else []
+        if len(returns) == args.eval_episodes:
             break
     envs.close()
-    rest = "" if finished.all() else f", {(~finished).sum()} cut off after 100,000 steps"
-    print(f"evaluation: return {returns.mean():.1f} ± {returns.std():.1f}, {episodes} episodes of {args.env_id}{rest}")
+    print(f"evaluation: {len(returns)} episodes, return {np.mean(returns):.2f}, std {np.std(returns):.2f}")
     return returns
 
 
-def env_seeds(seed: int, global_step: int, num_envs: int) -> list[int]:
-    """Seeds for a reset at global_step (-1: evaluation), hashed: seed, seed + 1, ... would recur with other seeds."""
-    return (np.random.SeedSequence([seed, global_step + 1]).generate_state(num_envs) % 2**31).tolist()
-
-
-def save_checkpoint(path: Path, agent: Agent, optimizer: torch.optim.Optimizer, args: Args, global_step: int) -> None:
-    """Writes all that resuming and evaluating need; a kill meanwhile leaves the previous checkpoint whole."""
-    if args.rank:  # the first process does it for all
-        return
-    checkpoint = {"script": Path(__file__).stem, "args": asdict(replace(args, resume=None, evaluate=None))}
-    checkpoint |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict(), "global_step": global_step}
-    torch.save(checkpoint, buffer := io.BytesIO())  # in memory first: for a full disk, torch has no clear words
-    path.with_suffix(".tmp").write_bytes(buffer.getbuffer())
-    os.replace(path.with_suffix(".tmp"), path)
-
-
-def load_checkpoint(path: str, agent: Agent | None = None, optimizer: Any = None) -> dict[str, Any]:  # noqa: ANN401
-    """What save_checkpoint wrote, args as Args. Loads it into agent and optimizer, where given."""
+def load_checkpoint(path: Path, **parts: Any) -> dict[str, Any]:
+    """A checkpoint, with args as Args. Loads parts from it, such as agent=agent."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        if checkpoint["script"] != Path(__file__).stem:
-            raise ValueError(f"it was written by {checkpoint['script']}.py: use that script")
-        checkpoint["args"] = Args(**checkpoint["args"])
-        for name, target in (("agent", agent), ("optimizer", optimizer)):
-            if target:
-                target.load_state_dict(checkpoint[name])
-    except Exception as error:  # no file, half a file, another file, arguments or networks of another version, ...
-        raise UserError(f"cannot load {path}: {' '.join(str(error).split()) or 'it is empty'}") from error
-    return checkpoint
+        for name, part in parts.items():
+            part.load_state_dict(checkpoint[name])
+        return checkpoint | {"args": Args(**checkpoint["args"])}
+    except Exception as error:
+        raise UserError(f"cannot load {path}: {' '.join(str(error).split())}") from error
 
 
-class Logger:
-    """What surrounds a run: its folder, TensorBoard, progress bar, Weights & Biases, and the signals that end it."""
+class Run:
+    """What surrounds the algorithm: set-up, logs, checkpoints."""
 
-    def __init__(self, args: Args, global_step: int) -> None:
-        name = f"{args.env_id}__{Path(__file__).stem}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-        self.run_dir = Path(args.resume or f"runs/{name.translate(str.maketrans('/:', '__'))}/checkpoint.pt").parent
-        try:
-            if args.track and args.rank == 0:
-                __import__("wandb").init(project=args.wandb_project_name, id=self.run_dir.resolve().name,
-                    config=asdict(args), resume="allow", reinit="finish_previous", sync_tensorboard=True)  # fmt: skip
-        except Exception as error:
-            print(f"warning: going on without Weights & Biases: {error}", file=sys.stderr)
-        if args.rank == 0:
-            self.writer = SummaryWriter(self.run_dir, purge_step=global_step + 1 if args.resume else None)
-            print(f"{self.run_dir}: {args.num_iterations:,} iterations of {args.batch_size:,} steps", flush=True)
-        self.bar = tqdm(total=args.total_timesteps, initial=global_step, unit=" steps", unit_scale=True, mininterval=1,
-                        disable=args.rank > 0)  # fmt: skip
-        self.args, self.returns, self.last = args, [], (global_step, time.perf_counter())
-        self.signals, self.stop = [], []  # those that this process got; those that any did, by the end of an iteration
-        in_main = threading.current_thread() is threading.main_thread()  # no handlers elsewhere
-        self.handlers = {s: signal.signal(s, self.catch) for s in (signal.SIGINT, signal.SIGTERM) if in_main}
-
-    def catch(self, signum: int, _: object) -> None:
-        """Lets the iteration finish on the first Ctrl-C or SIGTERM; a second one acts as it would without us, but for
-        SIGTERM under torchrun, which adds its own to one that a scheduler sent to all processes."""
-        self.signals.append(signum)
-        for each, handler in self.handlers.items():
-            signal.signal(each, handler if each == signal.SIGINT or self.args.world_size == 1 else self.catch)
-        self.bar.disable = True  # Ctrl-C may have stopped what reads our output, too
-        with suppress(OSError):
-            os.write(2, f"\n{signal.Signals(signum).name}: stopping after this iteration; again: at once\n".encode())
-
-    def log(self, metrics: dict[str, float], episode_returns: list[float], global_step: int) -> None:
-        """Tells all processes of returns and signals; the first writes the iteration's metrics, and its speed."""
-        mine = (global_step, episode_returns, self.signals)
-        everyone = [mine] * self.args.world_size
-        if self.args.world_size > 1:
-            dist.all_gather_object(everyone, mine)
-        if any(step != global_step for step, *_ in everyone):
-            raise UserError("processes went on from different checkpoints: copy the first one's to every machine")
-        self.stop = [signum for *_, signals in everyone for signum in signals]
-        if self.args.rank:
+    def __init__(self, args: Args) -> None:
+        check(args)
+        self.args, self.rank, world_size = args, 0, 1
+        if dist.is_torchelastic_launched():
+            dist.init_process_group()
+            self.rank, world_size = dist.get_rank(), dist.get_world_size()
+        if args.num_envs % world_size or args.batch_size < 2 * args.num_minibatches * world_size:
+            raise UserError(f"{world_size} processes must divide --num-envs {args.num_envs} and minibatches")
+        torch.set_num_threads(1)
+        torch.manual_seed(args.seed)
+        Distribution.set_default_validate_args(False)
+        self.envs = make_envs(args, args.num_envs // world_size)
+        self.agent = Agent(self.envs, args).to(args.device)
+        self.optimizer = torch.optim.Adam(self.agent.parameters(), args.learning_rate, eps=1e-5, fused=True)
+        self.reward_scaler = RewardScaler(self.envs.num_envs, args.gamma).to(args.device)
+        self.saved = {"agent": self.agent, "optimizer": self.optimizer, "reward_scaler": self.reward_scaler}
+        step = load_checkpoint(args.resume, **self.saved)["global_step"] if args.resume else 0
+        self.first_iteration = math.ceil(step / args.batch_size)
+        seeds = np.random.SeedSequence([args.seed, step]).generate_state(args.num_envs) // 2
+        seeds = seeds[self.rank :: world_size].tolist()
+        self.obs, _ = self.envs.reset(seed=seeds)
+        torch.manual_seed(seeds[0])
+        self.returns = []
+        self.bar = tqdm(total=args.total_timesteps, initial=step, disable=self.rank > 0)
+        if self.rank > 0:
             return
-        self.returns = (self.returns + [x for _, returns, _ in everyone for x in returns])[-100:]
-        metrics |= {"episodic_return": float(np.mean(self.returns))} if self.returns else {}
-        (last_step, last_time), self.last = self.last, (global_step, time.perf_counter())
-        metrics["steps_per_second"] = (global_step - last_step) / (self.last[1] - last_time)
+        run = re.sub(r"[^\w.-]", "_", f"{args.env_id}__{Path(__file__).stem}__{args.seed}__{datetime.now()}")
+        self.path = Path(args.resume or f"runs/{run}/checkpoint.pt")
+        if args.track:
+            try:
+                import wandb
+
+                wandb.init(
+                    project=args.wandb_project_name, name=run, config=vars(args), sync_tensorboard=True
+                )
+            except Exception as error:
+                raise UserError(f"--track: {error}") from error
+        self.writer = SummaryWriter(self.path.parent, flush_secs=10)
+        print(f"checkpoint: {self.path}", flush=True)
+
+    def record(self, iteration: int, history: list[dict], returns: list[float]) -> None:
+        """Logs and saves. Raises FloatingPointError on NaN or infinity."""
+        args, step = self.args, (iteration + 1) * self.args.batch_size
+        metrics = {name: torch.stack([m[name] for m in history]).mean().item() for name in history[0]}
+        if not all(map(math.isfinite, metrics.values())):
+            raise FloatingPointError(f"not finite at step {step:,}: {metrics}")
+        if self.rank > 0:
+            return
+        self.returns = (self.returns + returns)[-100:]
+        if self.returns:
+            metrics["episodic_return"] = sum(self.returns) / len(self.returns)
+            self.bar.set_postfix_str(f"return {metrics['episodic_return']:.1f}")
         for name, value in metrics.items():
-            if not math.isfinite(value):
-                raise FloatingPointError(f"{name} is {value} at step {global_step:,}")
-            self.writer.add_scalar(name, value, global_step)
-        self.bar.postfix = f"return {metrics.get('episodic_return', math.nan):.1f}, KL {metrics['approx_kl']:.4f}"
-        self.bar.update(global_step - last_step)
+            self.writer.add_scalar(name, value, step)
+        self.bar.update(args.batch_size)
+        if (iteration + 1) % 10 == 0 or iteration + 1 == args.num_iterations:
+            state = {name: part.state_dict() for name, part in self.saved.items()}
+            state |= {"args": vars(args) | {"resume": None}, "global_step": step}
+            temporary = self.path.with_suffix(".tmp")
+            torch.save(state, temporary)
+            temporary.replace(self.path)  # whole or not at all
 
     def close(self) -> None:
         self.bar.close()
-        if self.args.rank == 0:
+        with warnings.catch_warnings(action="ignore"), suppress(KeyboardInterrupt, BrokenPipeError):
+            self.envs.close()  # Ctrl-C has stopped async's processes, too
+
+    def evaluate(self) -> None:
+        if self.rank == 0:
             self.writer.close()
-        for signum, handler in self.handlers.items():
-            signal.signal(signum, handler)
-        if self.args.world_size > 1 and sys.exc_info()[0] in (None, SystemExit):  # after an error, it would wait
-            dist.destroy_process_group()
+            evaluate(self.path, self.args)
 
 
 class UserError(ValueError):
-    """Arguments that cannot work: says the rule, the numbers and the way out."""
+    """Arguments that can't work."""
 
 
 def check(args: Args) -> None:
-    """Raises UserError, before anything is created, if these arguments cannot work."""
-    may_be_0 = {"seed", "gamma", "gae_lambda", "ent_coef", "vf_coef", "kl_coef", "desired_kl"}
-    for name, x in asdict(args).items():
-        top = {"gamma": 1, "gae_lambda": 1, "clip_coef": math.inf, "threads": 1024}.get(name, 2**63 - 1)
-        if type(x) in (int, float) and not (0 <= x <= top and (x or name in may_be_0)):
-            raise UserError(f"--{name.replace('_', '-')} {x}: must be in {'[' if name in may_be_0 else '('}0, {top}]")
-    n, size, w = args.num_minibatches, args.batch_size, args.world_size
-    if size % n or size == n:
-        raise UserError(f"--num-minibatches {n}: must cut num_envs·num_steps = {size} into equal parts of 2 or more")
-    if args.num_envs % w or size // n % w:
-        raise UserError(f"{w} processes: must divide --num-envs {args.num_envs} and minibatches of {size // n} steps")
-    if w > 1 and "cuda" in args.device and torch.cuda.device_count() <= int(os.environ["LOCAL_RANK"]):
-        raise UserError(f"{w} processes: each needs a GPU of its own, and here are {torch.cuda.device_count()}")
-    if args.num_iterations < 1:
-        raise UserError(f"--total-timesteps {args.total_timesteps}: must be num_envs·num_steps = {size} or more")
-    if args.compile and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
-        raise UserError("--compile needs a C++ compiler: install g++ or clang++")
-    check_env(args)
-
-
-def check_env(args: Args) -> None:
-    """Raises UserError if there is no such device or environment, or the environment is not one for this script."""
-    try:
-        torch.empty(0, dtype=torch.float64, device=args.device)
-        env = gym.make(args.env_id)
-    except (gym.error.Error, ImportError, RuntimeError, AssertionError, TypeError, ValueError) as error:
-        raise UserError(f"--device {args.device} --env-id {args.env_id}: {' '.join(str(error).split())}") from error
-    obs, actions = env.observation_space, env.action_space
-    if isinstance(actions, gym.spaces.Discrete):
-        raise UserError(f"{args.env_id} has Discrete actions: use ppo_discrete.py")
-    if not (isinstance(obs, gym.spaces.Box) and isinstance(actions, gym.spaces.Box) and actions.is_bounded()):
-        raise UserError(f"{args.env_id} needs Box observations and bounded Box actions here, not {obs} and {actions}")
-    if args.capture_video and not (find_spec("moviepy") and "rgb_array" in env.metadata.get("render_modes", [])):
-        raise UserError(f"--capture-video needs moviepy (pip install moviepy), and {args.env_id} to render rgb_array")
+    """Raises UserError if args cannot work."""
+    may_be_0 = ("seed", "gamma", "gae_lambda", "ent_coef", "vf_coef", "target_kl")
+    for name, value in vars(args).items():
+        rule = "0 or more" if name in may_be_0 else "more than 0"
+        if type(value) in (int, float) and not (value > 0 or (value == 0 and name in may_be_0)):
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be {rule}")
+    if max(args.gamma, args.gae_lambda) > 1:
+        raise UserError(f"--gamma {args.gamma}, --gae-lambda {args.gae_lambda}: at most 1")
+    if not 2 * args.num_minibatches <= args.batch_size <= args.total_timesteps:
+        rule = f"2 * {args.num_minibatches} minibatches to {args.total_timesteps} timesteps"
+        raise UserError(f"num_envs * num_steps = {args.batch_size}: must be from {rule}")
 
 
 def main() -> None:
-    """Trains, resumes or evaluates; a user's mistake costs one line and exit status 2."""
+    """The command line. A user's mistake costs one line and exit status 2."""
     try:
-        args = tyro.cli(Args, description=__doc__.split("\n")[0])
-        if path := args.evaluate or args.resume:
-            args = tyro.cli(Args, description=__doc__.split("\n")[0], default=load_checkpoint(path)["args"])
+        args = tyro.cli(Args)
+        path = args.evaluate or args.resume
+        if path:  # flags that are not given are as saved
+            args = tyro.cli(Args, default=load_checkpoint(path)["args"])
         if args.evaluate:
-            check(replace(args, compile=False))  # evaluating needs no compiler
-            agent = Agent(make_envs(args, 1), args).to(args.device)
-            load_checkpoint(args.evaluate, agent)
-            evaluate(agent, args, Path(args.evaluate).parent)
+            check(args)
+            evaluate(Path(args.evaluate), args)
         else:
             train(args)
-    except (EOFError, ConnectionError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "by peer" not in str(error):  # gloo's words for one that is gone
-            raise
-        sys.exit(f"error: lost another process of this run, a reader of its output or an environment's peer: {error}")
-    except (UserError, FloatingPointError, OSError, KeyboardInterrupt) as error:  # OSError: a full disk, and its kin
-        print(f"error: {str(error) or 'interrupted'}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UserError) else 130 if isinstance(error, KeyboardInterrupt) else 1)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; --resume goes on", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""The returns that the scripts reach: trains environments x seeds as processes of their own, and sums them up.
+"""The returns that the scripts reach: trains environments x seeds as processes of their own.
 
     python benchmarks/returns.py run --setting continuous --seeds 11 12 13 --env-ids Hopper-v5 Ant-v5
     python benchmarks/returns.py table --settings continuous
     python benchmarks/returns.py figure --setting continuous
 
-`run` writes one CSV for each run into benchmarks/results/<setting>/. Runs that have theirs are skipped, and runs that
-were stopped go on from their checkpoint, so the same command again finishes what is left. The return is the one that
-the scripts log: the mean of the last 100 training episodes, in the environment's own rewards.
+`run` writes one CSV for each run into benchmarks/results/<setting>/. Runs that have theirs are skipped, and
+runs that were stopped go on from their checkpoint, so the same command again finishes what is left. The
+return is the one that the scripts log: the mean of the last 100 training episodes, in the environment's own
+rewards.
 """
 
 import json
@@ -31,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 FIGURES = ROOT / "benchmarks" / "figures"
 MUJOCO = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5", "Swimmer-v5")
-# The best mean over several seeds published for PPO, the task's version in brackets; sources: benchmarks/README.md.
+# The best mean over several seeds published for PPO, the task's version in brackets; sources: README.md.
 PUBLISHED = {
     "HalfCheetah-v5": (5650, "Tianshou (v3)"),
     "Hopper-v5": (2483, "Tianshou (v3)"),
@@ -78,7 +79,7 @@ class Run:
 
 
 def train(run: Run, may_diverge: bool = False) -> str:
-    """Trains to the end, going on from a checkpoint where there is one, and writes the CSV; returns the evaluation."""
+    """Trains to the end, from a checkpoint where there is one, and writes the CSV. Returns the evaluation."""
     run.folder.mkdir(parents=True, exist_ok=True)
     checkpoints = sorted(run.folder.glob("runs/*/checkpoint.pt"))
     resume = ["--resume", str(checkpoints[-1])] if checkpoints else []
@@ -86,31 +87,35 @@ def train(run: Run, may_diverge: bool = False) -> str:
     command = [sys.executable, *launcher, str(ROOT / run.arguments[0]), *run.arguments[1:], *resume]
     environ = os.environ | {"OMP_NUM_THREADS": "1"}  # processes side by side must not fight for cores
     with (run.folder / "stdout").open("w") as out, (run.folder / "stderr").open("w") as err:
-        code = subprocess.run(command, cwd=run.folder, env=environ, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
-    if code.returncode:
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": err}
+        code = subprocess.run(command, cwd=run.folder, env=environ, **pipes).returncode
+    if code:
         evaluation = "".join((run.folder / "stderr").read_text().strip().splitlines()[-1:])
-        if not (may_diverge and re.search(r"^error: .* (nan|inf|not finite) ", evaluation)):
-            raise RuntimeError(f"{shlex.join(run.arguments)} ended with {code.returncode}: {evaluation}")
+        if not (may_diverge and evaluation.startswith("FloatingPointError: not finite")):
+            raise RuntimeError(f"{shlex.join(run.arguments)} ended with {code}: {evaluation}")
     else:
         evaluation = (run.folder / "stdout").read_text().strip().splitlines()[-1]
-    run_dir = max(run.folder.glob("runs/*"), key=lambda path: path.stat().st_mtime)  # others: killed before they saved
-    write_csv(run, run_dir, evaluation)
+    run_dirs = run.folder.glob("runs/*")  # all but the newest were killed before they saved
+    write_csv(run, max(run_dirs, key=lambda path: path.stat().st_mtime), evaluation)
     return evaluation
 
 
 def write_csv(run: Run, run_dir: Path, evaluation: str, points: int = 100) -> None:
-    """About 100 rows (step, seconds, return, KL, clip fraction) of what was logged, below a line on how they came."""
-    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()
-    tags = ("steps_per_second", "episodic_return", "approx_kl", "clip_fraction")
-    speed, *logged = (
-        {event.step: event.value for event in events.Scalars(tag)} if tag in events.Tags()["scalars"] else {}
-        for tag in tags
-    )
-    steps = np.array(sorted(speed))
-    seconds = np.cumsum(np.diff(steps, prepend=0) / [speed[s] for s in steps])  # of training alone, pauses left out
-    rows = [(t, second, *(values.get(t, np.nan) for values in logged)) for t, second in zip(steps, seconds)]
-    # Before the first episode ended there is no return; a run that diverged in its first iteration has logged nothing.
-    rows = [row for row in rows if np.isfinite(row[2])] or rows[-1:] or [(0, 0.0, *[np.nan] * len(logged))]
+    """About 100 rows (step, seconds, return, KL, clip fraction) of what was logged, below how they came."""
+    tags = ("episodic_return", "approx_kl", "clip_fraction")
+    logged, spent = {tag: {} for tag in tags}, {}
+    for path in sorted(run_dir.glob("events.*")):  # one for each start; the later one's steps count
+        events = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
+        for tag in set(tags) & set(events.Tags()["scalars"]):
+            logged[tag] |= {event.step: event.value for event in events.Scalars(tag)}
+        kl = events.Scalars("approx_kl") if "approx_kl" in events.Tags()["scalars"] else []
+        times = [events.FirstEventTimestamp(), *(event.wall_time for event in kl)] if kl else [0]
+        spent |= {event.step: second for event, second in zip(kl, np.diff(times))}
+    steps = sorted(spent)
+    seconds = np.cumsum([spent[t] for t in steps])  # of training alone, pauses left out
+    rows = [(t, second, *(logged[tag].get(t, np.nan) for tag in tags)) for t, second in zip(steps, seconds)]
+    # Before the first episode ended there is no return; what diverged in its first iteration logged nothing.
+    rows = [row for row in rows if np.isfinite(row[2])] or rows[-1:] or [(0, 0.0, *[np.nan] * len(tags))]
     rows = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, points).round().astype(int))]
     packages = ("torch", "gymnasium", "mujoco", "numpy")
     about = {
@@ -124,7 +129,7 @@ def write_csv(run: Run, run_dir: Path, evaluation: str, points: int = 100) -> No
     }
     run.csv.parent.mkdir(parents=True, exist_ok=True)
     lines = [f"# {json.dumps(about)}", "step,seconds,return_last_100_episodes,approx_kl,clip_fraction"]
-    lines += [f"{t},{second:.1f},{value:.2f},{kl:.5f},{clipped:.4f}" for t, second, value, kl, clipped in rows]
+    lines += ["{},{:.1f},{:.2f},{:.5f},{:.4f}".format(*row) for row in rows]
     temporary = run.csv.with_suffix(".tmp")
     temporary.write_text("\n".join(lines) + "\n")
     os.replace(temporary, run.csv)
@@ -145,7 +150,7 @@ def run_all(
         setting: name of the folder of results; one set of flags should have one name.
         seeds: each is a run in each environment.
         env_ids: environments, all with the same flags.
-        script: ppo_continuous, ppo_discrete or ppo_atari.
+        script: ppo_continuous, ppo_discrete, ppo_atari, or one of variants/, without ".py".
         flags: flags for the script, in one string: --flags="--gae-lambda 0.9".
         jobs: processes at a time, each with one thread.
     """
@@ -167,9 +172,9 @@ def train_all(runs: list[Run], jobs: int, may_diverge: bool = False) -> None:
                 run = futures[future]
                 if error := future.exception():
                     failures.append(str(error))
-                bar.write(failures[-1] if error else f"{run.env_id} seed {run.seed}: {final_return(run.csv):.1f}")
+                bar.write(str(error or f"{run.env_id} seed {run.seed}: {final_return(run.csv):.1f}"))
                 bar.update()
-        except KeyboardInterrupt:  # the scripts got it too: they end their iteration and save
+        except KeyboardInterrupt:  # the scripts got it too
             pool.shutdown(cancel_futures=True)
             sys.exit("interrupted: the same command goes on from the checkpoints")
     bar.close()
@@ -188,8 +193,13 @@ def final_return(path: Path) -> float:
     return read(path)[1][-1, 2]
 
 
+def evaluation(path: Path) -> float:
+    """The mean return of the evaluation at the end; earlier commits wrote "return 1.0 ± 2.0"."""
+    return float(re.search(r"return ([^\s,]+)", read(path)[0]["evaluation"])[1])
+
+
 def interquartile_mean(values: np.ndarray) -> np.ndarray:
-    """The mean of the middle half of the last axis (Agarwal et al. 2021); a value that is cut counts by its part."""
+    """The mean of the middle half of the last axis (Agarwal et al. 2021); cut values count by their part."""
     n = values.shape[-1]
     weights = np.clip(np.minimum(np.arange(1, n + 1) - n / 4, n - n / 4 - np.arange(n)), 0, 1)
     return (np.sort(values, -1) * weights).sum(-1) / weights.sum()
@@ -208,13 +218,13 @@ def environments(setting: str) -> dict[str, list[Path]]:
         found.setdefault(path.stem.split("__")[0], []).append(path)
     if not found:
         sys.exit(f"no results in {RESULTS / setting}: run them first")
-    order = list(PUBLISHED)
-    return dict(sorted(found.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
+    known = {env_id: found.pop(env_id) for env_id in PUBLISHED if env_id in found}
+    return known | found
 
 
 @app.command
 def table(settings: tuple[str, ...]) -> None:
-    """Prints each setting as a Markdown table: every seed, mean, interquartile mean with its interval, and evaluation.
+    """Prints each setting as a Markdown table: every seed, mean, interquartile mean, evaluation.
 
     Args:
         settings: folders of results.
@@ -226,19 +236,19 @@ def table(settings: tuple[str, ...]) -> None:
         for env_id, paths in environments(setting).items():
             values = np.array([final_return(path) for path in paths])
             low, high = bootstrap(values)
-            evaluations = [float(re.search(r"return (\S+)", read(path)[0]["evaluation"])[1]) for path in paths]
+            evaluated = np.mean([evaluation(path) for path in paths])
             seeds = [path.stem.split("__")[1] for path in paths]
             best = "{} {}".format(*PUBLISHED[env_id]) if env_id in PUBLISHED else ""
             each = " ".join(f"{value:.0f}" for value in values)
             print(
                 f"| {env_id} | {seeds[0]}–{seeds[-1]} | {each} | **{values.mean():.0f}** "
-                f"| {interquartile_mean(values):.0f} [{low:.0f}, {high:.0f}] | {np.mean(evaluations):.0f} | {best} |"
+                f"| {interquartile_mean(values):.0f} [{low:.0f}, {high:.0f}] | {evaluated:.0f} | {best} |"
             )
 
 
 def draw(name: str, size: tuple[float, float], shape: tuple[int, int], paint: Callable) -> None:
-    """Saves a figure for light pages and one for dark ones, benchmarks/figures/<name>_light.png and _dark.png;
-    paint(axes, colors) draws it, with axes of this shape and the colors blue, red, green and ink."""
+    """Saves benchmarks/figures/<name>_light.png and _dark.png, for light and dark pages; paint(axes, colors)
+    draws them, with axes of this shape and the colors blue, red, green and ink."""
     import matplotlib.pyplot as plt
 
     FIGURES.mkdir(exist_ok=True)
@@ -246,8 +256,11 @@ def draw(name: str, size: tuple[float, float], shape: tuple[int, int], paint: Ca
         ("light", "#1f2328", "#0969da", "#cf222e", "#1a7f37"),
         ("dark", "#e6edf3", "#58a6ff", "#ff7b72", "#3fb950"),
     ):
-        inked = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), ink)
-        with plt.rc_context(inked | {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}):
+        parts = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+        with plt.rc_context(
+            dict.fromkeys(parts, ink)
+            | {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
+        ):
             fig, axes = plt.subplots(*shape, figsize=size, layout="constrained", squeeze=False)
             paint(axes, [*colors, ink])
             fig.savefig(FIGURES / f"{name}_{theme}.png", dpi=160, transparent=True)

@@ -1,22 +1,22 @@
-"""The speed of the scripts, beside stable-baselines3's PPO and the environments alone, on the machine it runs on.
+"""The speed of the scripts, beside stable-baselines3's PPO and the environments alone.
 
     python benchmarks/speed.py compare
     python benchmarks/speed.py sweep
     python benchmarks/speed.py race
     python benchmarks/speed.py processes
-    python benchmarks/speed.py messages
     python benchmarks/speed.py slow
 
-`compare` measures HalfCheetah, CartPole and Breakout: each side in a process of its own, one at a time, in turn,
-several times over, so that a machine that drifts does so for all. Both sides have the same environments, steps,
-minibatches, epochs and networks, and neither scales observations or rewards (stable-baselines3 does so in a wrapper).
-`sweep` shows how our steps/s move with the number of environments and of threads. `race` trains both at their own
-defaults and draws return against seconds. `processes` trains with one and with two processes, by torchrun. `messages`
-times what they exchange after each minibatch. `slow` finds from how slow a step on it pays to give each
-environment a process. Leave the machine alone meanwhile.
+`compare` measures HalfCheetah, CartPole and Breakout: each side in a process of its own, one at a time, in
+turn, several times over, so that a machine that drifts does so for all. Both sides have the same
+environments, steps, minibatches, epochs and networks, and neither scales observations or rewards
+(stable-baselines3 does so in a wrapper). `sweep` shows how our steps/s move with the number of environments.
+`race` trains both at their own defaults and draws return against seconds. `processes` trains with one and
+with two processes, by torchrun. `slow` finds from how slow a step on it pays to give each environment a
+process. Leave the machine alone meanwhile.
 """
 
 import importlib
+import itertools
 import json
 import os
 import platform
@@ -27,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,58 +35,60 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import returns
-import torch
-import torch.distributed as dist
 from returns import ROOT
 from tyro.extras import SubcommandApp
 
 RESULTS = returns.RESULTS / "speed"
+AGAIN = "_2"  # the results in race/ and processes/ are of commit 011ca3b and before, with other defaults
 MACHINE = f"{platform.machine()}, {os.cpu_count()} CPUs"
 WARM_UP = 3  # iterations that do not count, over all that is compiled, allocated and cached in them
 UNSCALED = {"norm_obs": False, "norm_reward": False}
-EQUAL = {"num_envs": 8, "num_steps": 256, "num_minibatches": 8, "update_epochs": 10, "target_kl": None} | UNSCALED
+EQUAL = {"num_envs": 8, "num_steps": 256, "num_minibatches": 8, "update_epochs": 10, "target_kl": None}
+EQUAL |= UNSCALED
+ATARI = {
+    "num_envs": 8,
+    "num_steps": 128,
+    "num_minibatches": 4,
+    "update_epochs": 4,
+    "threads": 2,
+    "device": "cpu",
+}
 TASKS = {  # name: script, flags, steps of a measurement
     "HalfCheetah-v5": ("ppo_continuous", EQUAL, 120_000),
     "CartPole-v1": ("ppo_discrete", EQUAL, 160_000),
-    "Breakout": ("ppo_atari", {"device": "cpu"}, 14_336),
+    "Breakout": ("ppo_atari", ATARI, 14_336),
 }
 app = SubcommandApp()
 
 
-# ---- Measurements: each is one process, and prints one line of JSON. -------------------------------------------------
+# ---- Measurements: each is one process, and prints one line of JSON ----
 def measure_ours(script: str, flags: dict[str, Any], total_timesteps: int) -> dict[str, float]:
-    """Trains, and splits the seconds after WARM_UP iterations: environment, policy (the rest of collect), update."""
+    """Trains, and splits the seconds after WARM_UP iterations: environment, policy (the rest of collect), and
+    the update with all else."""
     sys.path.insert(0, str(ROOT))
     ppo = importlib.import_module(script)
-    args = ppo.Args(**flags, total_timesteps=total_timesteps, eval_episodes=1, checkpoint_every=10**9)
-    spent = {"environment": 0.0, "collect": 0.0, "update": 0.0}
-    starts = []
+    args = ppo.Args(**flags, total_timesteps=total_timesteps)
+    make_envs, collect = ppo.make_envs, ppo.collect
+    starts, spent = [], {"environment": 0.0, "collect": 0.0}
 
-    def timed(part: str, function: Callable) -> Callable:
-        def wrapper(*args: object, **kwargs: object) -> object:
-            start = time.perf_counter()
-            if part == "collect":
-                starts.append(start)
-            result = function(*args, **kwargs)
-            if len(starts) > WARM_UP:
-                spent[part] += time.perf_counter() - start
-            return result
+    def timed(part: str, function: Callable, *args: object) -> object:
+        start = time.perf_counter()
+        result = function(*args)
+        if len(starts) > WARM_UP:
+            spent[part] += time.perf_counter() - start
+        return result
 
-        return wrapper
-
-    make_envs = ppo.make_envs
-
-    def make_timed_envs(*args: object, **kwargs: object) -> object:
-        envs = make_envs(*args, **kwargs)
-        envs.step = timed("environment", envs.step)
+    def make_timed_envs(*args: object) -> object:
+        envs = make_envs(*args)
+        envs.step = partial(timed, "environment", envs.step)
         return envs
 
-    def stop(*_: object) -> None:  # in place of the evaluation
+    def timed_collect(*args: object) -> object:
         starts.append(time.perf_counter())
+        return timed("collect", collect, *args)
 
-    ppo.make_envs, ppo.evaluate = make_timed_envs, stop
-    ppo.collect, ppo.update = timed("collect", ppo.collect), timed("update", ppo.update)
-    ppo.make_batch = timed("update", ppo.make_batch)
+    ppo.make_envs, ppo.collect = make_timed_envs, timed_collect
+    ppo.evaluate = lambda *_: starts.append(time.perf_counter())  # in its place, the end
     ppo.train(args)
     iterations = len(starts) - 1 - WARM_UP
     seconds = starts[-1] - starts[WARM_UP]
@@ -94,8 +97,8 @@ def measure_ours(script: str, flags: dict[str, Any], total_timesteps: int) -> di
         "steps_per_second": iterations * args.batch_size / seconds,
         "environment": spent["environment"] / seconds,
         "policy": (spent["collect"] - spent["environment"]) / seconds,
-        "update": spent["update"] / seconds,
-        "first_iterations": starts[WARM_UP] - starts[0] - WARM_UP * seconds / iterations,  # compiling, if anything
+        "update": 1 - spent["collect"] / seconds,
+        "first_iterations": starts[WARM_UP] - starts[0] - WARM_UP * seconds / iterations,  # compiling, if any
         "MiB": usage.ru_maxrss / 1024,
     }
 
@@ -143,7 +146,7 @@ def measure_environment(script: str, flags: dict[str, Any], total_timesteps: int
     sys.path.insert(0, str(ROOT))
     ppo = importlib.import_module(script)
     args = ppo.Args(**flags)
-    envs = ppo.make_envs(args)
+    envs = ppo.make_envs(args, args.num_envs)
     envs.reset(seed=list(range(args.num_envs)))
     envs.action_space.seed(1)
     actions = [envs.action_space.sample() for _ in range(64)]
@@ -203,19 +206,19 @@ def compare(tasks: tuple[str, ...] = tuple(TASKS), repetitions: int = 3) -> None
     RESULTS.mkdir(parents=True, exist_ok=True)
     for task in tasks:
         script, flags, steps = TASKS[task]
-        threads = {"threads": 2} if script == "ppo_atari" else {}
-        atari = {"num_envs": 8, "num_steps": 128, "num_minibatches": 4, "update_epochs": 4, "threads": 2}
         sides = {
-            "stable-baselines3": ("sb3", task, atari if script == "ppo_atari" else flags, steps),
-            "ours": ("ours", script, flags | threads, steps),
-            "ours --compile": ("ours", script, flags | threads | {"compile": True}, steps),
+            "stable-baselines3": ("sb3", task, flags, steps),
+            "ours": ("ours", script, flags, steps),
+            "ours --compile": ("ours", script, flags | {"compile": True}, steps),
             "environment alone": ("environment", script, flags, steps),
         }
         if script == "ppo_atari":
-            sides["ours --bf16"] = ("ours", script, flags | threads | {"bf16": True}, steps)
-            sides["ours --bf16 --compile"] = ("ours", script, flags | threads | {"bf16": True, "compile": True}, steps)
+            flags = flags | {"bf16": True}
+            sides["ours --bf16"] = ("ours", script, flags, steps)
+            sides["ours --bf16 --compile"] = ("ours", script, flags | {"compile": True}, steps)
         else:
-            sides["ours, scaled"] = ("ours", script, {k: v for k, v in flags.items() if k not in UNSCALED}, steps)
+            scaled = {name: value for name, value in flags.items() if name not in UNSCALED}
+            sides["ours, scaled"] = ("ours", script, scaled, steps)
         results: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
         for repetition in range(repetitions):
             for side, arguments in sides.items():
@@ -226,8 +229,9 @@ def compare(tasks: tuple[str, ...] = tuple(TASKS), repetitions: int = 3) -> None
 
 
 def print_table(task: str, results: dict[str, list[dict[str, float]]]) -> None:
-    """Prints what compare measured for one task as Markdown; ratios are between measurements of one repetition."""
-    print(f"\n**{task}**\n\n| | steps/s | times stable-baselines3 | environment / policy / update | MiB | compiling |")
+    """Prints what compare measured for one task as Markdown; ratios are within a repetition."""
+    print(f"\n**{task}**\n")
+    print("| | steps/s | times stable-baselines3 | environment / policy / update | MiB | compiling |")
     print("|---|---|---|---|---|---|")
     peer = [m["steps_per_second"] for m in results["stable-baselines3"]]
     for side, measurements in results.items():
@@ -242,53 +246,34 @@ def print_table(task: str, results: dict[str, list[dict[str, float]]]) -> None:
 
 
 @app.command
-def sweep(num_envs: tuple[int, ...] = (1, 8, 64, 256), threads: tuple[int, ...] = (1, 2), repetitions: int = 1) -> None:
-    """Steps/s of the two MLP scripts against num_envs and torch's threads, with batches of 2,048 steps.
+def sweep(num_envs: tuple[int, ...] = (1, 8, 64, 256), repetitions: int = 1) -> None:
+    """Steps/s of the two MLP scripts against num_envs, with batches of 2,048 steps.
 
     Args:
         num_envs: numbers of environments.
-        threads: numbers of torch's threads.
         repetitions: how often everything is measured, in turn.
     """
     RESULTS.mkdir(parents=True, exist_ok=True)
-    results = []
-    for _ in range(repetitions):
-        for task in ("HalfCheetah-v5", "CartPole-v1"):
-            script, _, steps = TASKS[task]
-            for n in num_envs:
-                for compiled in (False, True):
-                    for thread in threads:
-                        flags = {"num_envs": n, "num_steps": 2048 // n, "num_minibatches": 4, "threads": thread}
-                        speed = in_a_process("ours", script, flags | {"compile": compiled}, steps)["steps_per_second"]
-                        results.append({"task": task, **flags, "compile": compiled, "steps_per_second": speed})
-                        print(results[-1], file=sys.stderr)
-    (RESULTS / "sweep.json").write_text(json.dumps(results, indent=1) + "\n")
+    cells = list(itertools.product(("HalfCheetah-v5", "CartPole-v1"), num_envs, (False, True)))
+    results = {cell: [] for cell in cells}
+    for (task, n, compiled), found in [item for _ in range(repetitions) for item in results.items()]:
+        script, _, steps = TASKS[task]
+        flags = {"num_envs": n, "num_steps": 2048 // n, "num_minibatches": 4, "compile": compiled}
+        flags |= {"target_kl": None}
+        found.append(in_a_process("ours", script, flags, steps)["steps_per_second"])
+        print(task, flags, found[-1], file=sys.stderr)
+    names = ("task", "num_envs", "compile")
+    rows = [dict(zip(names, cell)) | {"steps_per_second": found} for cell, found in results.items()]
+    (RESULTS / "sweep.json").write_text(json.dumps(rows, indent=1) + "\n")
     for task in ("HalfCheetah-v5", "CartPole-v1"):
-        print(
-            f"\n**{task}**\n\n| num_envs | "
-            + " | ".join(f"{c}, {t} threads" for c in ("eager", "compiled") for t in threads)
-        )
-        print("|---" * (1 + 2 * len(threads)) + "|")
+        print(f"\n| {task}, environments | eager | compiled |\n|---|---|---|")
         for n in num_envs:
-            cells = []
-            for compiled in (False, True):
-                for thread in threads:
-                    key = (task, n, compiled, thread)
-                    cells.append(
-                        spread(
-                            [
-                                r["steps_per_second"]
-                                for r in results
-                                if (r["task"], r["num_envs"], r["compile"], r["threads"]) == key
-                            ]
-                        )
-                    )
-            print(f"| {n} | {' | '.join(cells)} |")
+            print(f"| {n} | {spread(results[task, n, False])} | {spread(results[task, n, True])} |")
 
 
 @app.command
 def sb3_curve(env_id: str, seed: int, csv: Path, total_timesteps: int = 1_000_000) -> None:
-    """Trains stable-baselines3's PPO at its own defaults on one thread, and writes step, seconds and return as a CSV.
+    """Trains stable-baselines3's PPO at its own defaults on one thread, and writes its curve as a CSV.
 
     Args:
         env_id: environment.
@@ -316,20 +301,24 @@ def sb3_curve(env_id: str, seed: int, csv: Path, total_timesteps: int = 1_000_00
     torch.set_num_threads(1)
     curve = Curve()
     PPO("MlpPolicy", env_id, seed=seed, device="cpu").learn(total_timesteps, callback=curve)
-    about = {"command": f"python benchmarks/speed.py sb3-curve --env-id {env_id} --seed {seed}", "machine": MACHINE}
-    about["versions"] = {package: version(package) for package in ("stable_baselines3", "torch", "gymnasium", "mujoco")}
+    command = f"python benchmarks/speed.py sb3-curve --env-id {env_id} --seed {seed}"
+    versions = {name: version(name) for name in ("stable_baselines3", "torch", "gymnasium", "mujoco")}
+    about = {"command": command, "machine": MACHINE, "versions": versions}
     csv.parent.mkdir(parents=True, exist_ok=True)
     rows = [curve.rows[i] for i in np.unique(np.linspace(0, len(curve.rows) - 1, 100).round().astype(int))]
-    csv.write_text("\n".join([f"# {json.dumps(about)}", "step,seconds,return_last_100_episodes", *rows]) + "\n")
+    header = [f"# {json.dumps(about)}", "step,seconds,return_last_100_episodes"]
+    csv.write_text("\n".join(header + rows) + "\n")
 
 
 @app.command
 def race(
-    env_ids: tuple[str, ...] = ("HalfCheetah-v5", "Walker2d-v5"), seeds: tuple[int, ...] = (1, 2, 3), jobs: int = 2
+    env_ids: tuple[str, ...] = ("HalfCheetah-v5", "Walker2d-v5"),
+    seeds: tuple[int, ...] = (1, 2, 3),
+    jobs: int = 2,
 ) -> None:
-    """Return against seconds, ours with and without --compile and stable-baselines3, each at its own defaults.
+    """Return against seconds: ours, with --compile, and stable-baselines3, each at its own defaults.
 
-    Runs that have their CSV in benchmarks/results/race/ are not trained again.
+    Runs that have their CSV in benchmarks/results/race_2/ are not trained again.
 
     Args:
         env_ids: environments.
@@ -338,15 +327,17 @@ def race(
     """
     ours = {"ours": (), "ours, --compile": ("--compile",)}
     csvs = {(side, e): [] for side in (*ours, "stable-baselines3") for e in env_ids}
-    for seed in seeds:  # all sides of a seed are trained next to each other, so that a machine that drifts does for all
+    folder = f"race{AGAIN}"
+    for seed in seeds:  # all sides of a seed next to each other, so that a machine that drifts does for all
         runs = [
-            returns.Run(f"race/{'compiled' if flags else 'eager'}", "ppo_continuous", env_id, seed, flags)
+            returns.Run(f"{folder}/{'compiled' if flags else 'eager'}", "ppo_continuous", env_id, seed, flags)
             for flags in ours.values()
             for env_id in env_ids
         ]
         returns.train_all(runs, jobs)
         with ThreadPoolExecutor(jobs) as pool:
-            paths = [returns.RESULTS / "race" / "stable_baselines3" / f"{env_id}__{seed}.csv" for env_id in env_ids]
+            peers = returns.RESULTS / folder / "stable_baselines3"
+            paths = [peers / f"{env_id}__{seed}.csv" for env_id in env_ids]
             list(pool.map(train_sb3, env_ids, [seed] * len(env_ids), paths))
         for key, path in zip(csvs, [*(run.csv for run in runs), *paths]):
             csvs[key].append(path)
@@ -370,11 +361,13 @@ def race(
 
 
 @app.command
-def processes(env_id: str = "HalfCheetah-v5", seeds: tuple[int, ...] = (1, 2, 3), steps: int = 300_000) -> None:
-    """Steps per second and returns with one and two processes, at the defaults and with twice the environments.
+def processes(
+    env_id: str = "HalfCheetah-v5", seeds: tuple[int, ...] = (1, 2, 3), steps: int = 300_000
+) -> None:
+    """Steps/s and returns with one and two processes, at the defaults and with twice the environments.
 
-    Twice the environments are a batch and minibatches of twice the size, in the same number of minibatches. Runs that
-    have their CSV in benchmarks/results/processes/ are not trained again.
+    Twice the environments are a batch and minibatches of twice the size, in the same number of minibatches.
+    Runs that have their CSV in benchmarks/results/processes_2/ are not trained again.
 
     Args:
         env_id: environment.
@@ -386,10 +379,10 @@ def processes(env_id: str = "HalfCheetah-v5", seeds: tuple[int, ...] = (1, 2, 3)
     for seed in seeds:  # all settings of a seed are trained one after the other
         for name, (n, envs) in settings.items():
             flags = ("--num-envs", str(envs), "--total-timesteps", str(steps))
-            run = returns.Run(f"processes/{name}", "ppo_continuous", env_id, seed, flags, n)
+            run = returns.Run(f"processes{AGAIN}/{name}", "ppo_continuous", env_id, seed, flags, n)
             returns.train_all([run], jobs=1)
             rows[name].append(returns.read(run.csv)[1][-1])
-    print("| processes | environments | steps/s, each seed | times one process at the defaults | return, each seed |")
+    print("| processes | environments | steps/s, each seed | times one process | return, each seed |")
     print("|---|---|---|---|---|")
     alone = np.array([row[0] / row[1] for row in rows["1_processes_16_envs"]])
     for name, (n, envs) in settings.items():
@@ -400,57 +393,6 @@ def processes(env_id: str = "HalfCheetah-v5", seeds: tuple[int, ...] = (1, 2, 3)
             " ".join(f"{row[2]:.0f}" for row in rows[name]),
         )
         print(f"| {n} | {envs} | {' | '.join(each)} |")
-
-
-@app.command
-def all_reduces(batch_tasks: bool = False, count: int = 500, numbers: int = 11_000) -> None:
-    """The milliseconds of each all-reduce by gloo, as JSON; `messages` starts this with torchrun.
-
-    Args:
-        batch_tasks: let Linux take the processes for batch tasks, as the scripts do.
-        count: of all-reduces.
-        numbers: in each of them.
-    """
-    if batch_tasks:
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    gradient, found = torch.zeros(numbers), []
-    for _ in range(count):
-        begin = time.perf_counter()
-        while time.perf_counter() < begin + 0.002:  # a minibatch's computation
-            pass
-        begin = time.perf_counter()
-        dist.all_reduce(gradient)
-        found.append(1e3 * (time.perf_counter() - begin))
-    if dist.get_rank() == 0:
-        print(json.dumps(found))
-    dist.destroy_process_group()
-
-
-@app.command
-def messages(repeats: int = 5) -> None:
-    """How long two processes wait for each all-reduce of a HalfCheetah gradient, as usual tasks and as batch tasks.
-
-    Args:
-        repeats: of each measurement, in turn.
-    """
-    found = {"usual": [], "batch": []}
-    for _ in range(repeats):
-        for name, each in found.items():
-            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__]
-            command += ["all-reduces", "--batch-tasks" if name == "batch" else "--no-batch-tasks"]
-            done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-            if done.returncode:
-                sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-            ms = json.loads(done.stdout.strip().splitlines()[-1])
-            each.append({"mean": np.mean(ms), "median": np.median(ms), "slowest tenth": np.quantile(ms, 0.9)})
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "messages.json").write_text(json.dumps(found, indent=1) + "\n")
-    print("| tasks | mean, ms | median | slowest tenth |\n|---|---|---|---|")
-    for name, each in found.items():
-        columns = (np.array([one[key] for one in each]) for key in each[0])
-        print(f"| {name} | {' | '.join(map(ratio, columns))} |")
 
 
 class Slow(gym.Wrapper):
@@ -467,6 +409,10 @@ class Slow(gym.Wrapper):
         return self.env.step(action)
 
 
+def make_slow(milliseconds: float, **kwargs: Any) -> gym.Env:
+    return Slow(gym.make("Pendulum-v1", **kwargs), milliseconds)
+
+
 @app.command
 def slow(milliseconds: tuple[float, ...] = (0, 0.1, 0.3, 1, 3), repeats: int = 3) -> None:
     """Steps per second of 16 Pendulums, each slowed down, in one process and in 16.
@@ -480,9 +426,10 @@ def slow(milliseconds: tuple[float, ...] = (0, 0.1, 0.3, 1, 3), repeats: int = 3
     speeds = {f"{ms}": {"sync": [], "async": []} for ms in milliseconds}
     for _ in range(repeats):
         for ms, of_modes in speeds.items():
-            gym.register("Slow-v0", lambda ms=ms, **kwargs: Slow(gym.make("Pendulum-v1", **kwargs), float(ms)))
+            make = partial(make_slow, float(ms))
+            gym.register("Slow-v0", make)
             for mode, found in of_modes.items():
-                envs = ppo.make_envs(ppo.Args("Slow-v0", vectorization=mode))
+                envs = ppo.make_envs(ppo.Args("Slow-v0", vectorization=mode), 16)
                 envs.reset(seed=1)
                 actions, begin, steps = np.zeros((16, 1), np.float32), time.perf_counter(), 0
                 while time.perf_counter() < begin + 2:
@@ -501,8 +448,10 @@ def slow(milliseconds: tuple[float, ...] = (0, 0.1, 0.3, 1, 3), repeats: int = 3
 def train_sb3(env_id: str, seed: int, csv: Path) -> None:
     """Starts `sb3-curve`, unless its CSV is there."""
     if not csv.exists():
-        command = [sys.executable, __file__, "sb3-curve", "--env-id", env_id, "--seed", str(seed), "--csv", str(csv)]
-        done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+        command = [sys.executable, __file__, "sb3-curve", "--env-id", env_id]
+        command += ["--seed", str(seed), "--csv", str(csv)]
+        environ = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=environ, capture_output=True, text=True)
         if done.returncode:
             sys.exit(f"stable-baselines3 on {env_id} failed:\n{done.stderr[-2000:]}")
 

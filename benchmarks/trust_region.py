@@ -6,10 +6,11 @@
     python benchmarks/trust_region.py story
     python benchmarks/trust_region.py claims
 
-`surrogate` draws the clipped objective and its gradient against the ratio, as the script's own ppo_loss computes them.
-The others train what has no CSV in benchmarks/results/trust_region/ yet (stop them whenever you like, the same command
-goes on), then print their table or draw their figure. A run that ends because its loss is no longer finite is a result
-too: it counts with the return that it had last, or with the random policy's where no episode had ended.
+`surrogate` draws the clipped objective and its gradient against the ratio, as the script's own ppo_loss
+computes them. The others train what has no CSV in benchmarks/results/trust_region_2/ yet (stop them whenever
+you like, the same command goes on), then print their table or draw their figure. A run that ends because its
+loss is no longer finite is a result too: it counts with the return that it had last, or with the random
+policy's where no episode had ended.
 """
 
 import json
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 import gymnasium as gym
 import numpy as np
 import torch
-from returns import RESULTS, ROOT, Run, draw, read, train_all
+from returns import RESULTS, ROOT, Run, draw, evaluation, final_return, read, train_all
 from tyro.extras import SubcommandApp
 
 sys.path.insert(0, str(ROOT))
@@ -30,21 +31,22 @@ import ppo_continuous as ppo
 SEEDS = (1, 2, 3)
 STEPS = 300_000
 TABLE1_STEPS = 150_000
-TRPO = "benchmarks/trpo_continuous"
-TABLE1_ENVS = ("HalfCheetah-v5", "Hopper-v5", "InvertedDoublePendulum-v5", "InvertedPendulum-v5", "Reacher-v5",
-               "Swimmer-v5", "Walker2d-v5")  # fmt: skip
-# The paper's batches of 2048 in minibatches of 64, learning rate, λ and learned std, all constant, and nothing but what
-# is varied to hold the policy back.
-PAPER = "--num-minibatches 32 --learning-rate 3e-4 --no-anneal-lr --desired-kl 0 --gae-lambda 0.95"
-PAPER += " --final-std None --initial-std 1 --max-grad-norm 1e9"
+FOLDER = "trust_region_2"  # the results in trust_region/ are of commit 011ca3b and before, with other flags
+TRPO, PENALTY = "variants/trpo_continuous", "variants/ppo_penalty_continuous"
+TABLE1_ENVS = ("HalfCheetah-v5", "Hopper-v5", "InvertedDoublePendulum-v5", "InvertedPendulum-v5",
+               "Reacher-v5", "Swimmer-v5", "Walker2d-v5")  # fmt: skip
+# The paper's batches of 2048 in minibatches of 64, learning rate, λ and std, all constant, and nothing but
+# what is varied to hold the policy back.
+PAPER = "--num-minibatches 32 --learning-rate 3e-4 --no-anneal-lr --gae-lambda 0.95 --initial-std 1"
+PAPER += " --max-grad-norm 1e9 --target-kl None"
+FREE = "--target-kl None"  # the clip, where it is not turned off, without early stopping
 NO_CLIP = "--clip-coef inf"
-PENALTY = f"{NO_CLIP} --kl-coef 1 --kl-coef-target"
 app = SubcommandApp()
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of a table: what it is called there, its folder of results, its flags, and what the paper measured."""
+    """One row of a table: what it is called there, its folder of results, its flags, the paper's score."""
 
     label: str
     name: str
@@ -54,7 +56,7 @@ class Variant:
 
     def runs(self, env_ids: tuple[str, ...], seeds: tuple[int, ...] = SEEDS, steps: int = STEPS) -> list[Run]:
         flags = tuple(shlex.split(f"{self.flags} --total-timesteps {steps}"))
-        return [Run(f"trust_region/{self.name}", self.script, e, s, flags) for s in seeds for e in env_ids]
+        return [Run(f"{FOLDER}/{self.name}", self.script, e, s, flags) for s in seeds for e in env_ids]
 
 
 TABLE1 = (
@@ -64,7 +66,9 @@ TABLE1 = (
         for eps, score in ((0.05, None), (0.1, 0.76), (0.2, 0.82), (0.3, 0.70), (0.5, None))
     ),
     *(
-        Variant(f"adaptive KL penalty, d = {d}", f"table1_kl_{d}", f"{PAPER} {PENALTY} {d}", score)
+        Variant(
+            f"adaptive KL penalty, d = {d}", f"table1_kl_{d}", f"{PAPER} --kl-coef-target {d}", score, PENALTY
+        )
         for d, score in ((0.003, 0.68), (0.01, 0.74), (0.03, 0.71))
     ),
     Variant("early stopping alone, KL 0.03", "table1_early_stop", f"{PAPER} {NO_CLIP} --target-kl 0.03"),
@@ -72,11 +76,10 @@ TABLE1 = (
 )
 
 
-# ---- Scores ----------------------------------------------------------------------------------------------------------
-def returns_of(runs: list[Run], steps: float = math.inf) -> np.ndarray:
-    """The mean return of the last 100 training episodes of each run (R,), at its end or after so many steps."""
-    rows = {run: read(run.csv)[1] for run in runs}
-    last = {run: of_run[of_run[:, 0] <= steps][-1, 2] for run, of_run in rows.items()}
+# ---- Scores ----
+def returns_of(runs: list[Run]) -> np.ndarray:
+    """The mean return of the last 100 training episodes of each run (R,)."""
+    last = {run: final_return(run.csv) for run in runs}
     return np.array([random_return(run.env_id) if math.isnan(x) else x for run, x in last.items()])
 
 
@@ -100,15 +103,15 @@ def random_return(env_id: str, episodes: int = 100) -> float:
 
 
 def normalised(returns: np.ndarray, random: np.ndarray) -> np.ndarray:
-    """Scores (V, E, S) of returns (V, E, S) of V variants in E environments with S seeds, as in the paper: in each
-    environment the random policy is 0, and the best variant's mean over seeds 1."""
+    """Scores (V, E, S) of returns (V, E, S) of V variants in E environments with S seeds, as in the paper: in
+    each environment the random policy is 0, and the best variant's mean over seeds 1."""
     best = returns.mean(-1).max(0)
     return (returns - random[:, None]) / (best - random)[:, None]
 
 
-# ---- The parts -------------------------------------------------------------------------------------------------------
+# ---- The parts ----
 def surrogate_of(ratios: np.ndarray, advantage: float, clip_coef: float) -> tuple[np.ndarray, np.ndarray]:
-    """L^CLIP (R,) of single samples with these ratios (R,) and this advantage, and its derivative in the ratio (R,)."""
+    """L^CLIP (R,) of samples with ratios (R,) and this advantage, and its derivative in the ratio (R,)."""
     values, slopes = [], []
     for r in ratios:
         log_prob = torch.tensor([math.log(r)], dtype=torch.float64, requires_grad=True)
@@ -124,7 +127,7 @@ def surrogate_of(ratios: np.ndarray, advantage: float, clip_coef: float) -> tupl
 
 @app.command
 def surrogate(clip_coef: float = 0.2) -> None:
-    """Draws the clipped surrogate and its derivative against the ratio, for a positive and a negative advantage.
+    """Draws the clipped surrogate and its derivative against the ratio, for either sign of the advantage.
 
     Args:
         clip_coef: ε.
@@ -132,7 +135,8 @@ def surrogate(clip_coef: float = 0.2) -> None:
     ratios = np.linspace(0.4, 1.6, 601)
 
     def paint(axes: np.ndarray, colors: list[str]) -> None:
-        for ax, advantage, title in zip(axes[0], (1.0, -1.0), ("Â = 1: a better action", "Â = −1: a worse action")):
+        titles = ("Â = 1: a better action", "Â = −1: a worse action")
+        for ax, advantage, title in zip(axes[0], (1.0, -1.0), titles):
             value, slope = surrogate_of(ratios, advantage, clip_coef)
             ax.axvspan(1 - clip_coef, 1 + clip_coef, color=colors[-1], alpha=0.07, linewidth=0)
             ax.plot(ratios, ratios * advantage, color=colors[-1], linestyle=":", linewidth=1.2, label="r Â")
@@ -153,14 +157,14 @@ def table1(jobs: int = 2) -> None:
     """
     runs = [run for seed in SEEDS for v in TABLE1 for run in v.runs(TABLE1_ENVS, (seed,), TABLE1_STEPS)]
     train_all(runs, jobs, may_diverge=True)
-    # The first runs were longer; with everything constant, a longer run is the same up to here.
-    returns = np.array([[returns_of(v.runs((e,)), TABLE1_STEPS) for e in TABLE1_ENVS] for v in TABLE1])
+    returns = np.array([[returns_of(v.runs((e,), steps=TABLE1_STEPS)) for e in TABLE1_ENVS] for v in TABLE1])
     scores = normalised(returns, np.array([random_return(env_id) for env_id in TABLE1_ENVS]))
     print("| | paper | here | " + " | ".join(env_id.removesuffix("-v5") for env_id in TABLE1_ENVS) + " |")
     print("|---|---|---|" + "---|" * len(TABLE1_ENVS))
     for v, rows, of_envs in zip(TABLE1, returns, scores):
         cells = [" ".join(f"{x:.0f}" for x in row) for row in rows]
-        print(f"| {v.label} | {'' if v.paper is None else v.paper} | **{of_envs.mean():.2f}** | {' | '.join(cells)} |")
+        cells = ["" if v.paper is None else f"{v.paper}", f"**{of_envs.mean():.2f}**", *cells]
+        print(f"| {v.label} | {' | '.join(cells)} |")
 
 
 EPOCHS = 20
@@ -180,12 +184,13 @@ def collapse(env_id: str = "Hopper-v5", jobs: int = 2) -> None:
     train_all([run for v in (clipped, free) for run in v.runs((env_id,))], jobs, may_diverge=True)
 
     def paint(axes: np.ndarray, colors: list[str]) -> None:
-        titles = ("return of the last 100 episodes", "KL divergence of an update", "fraction of ratios past 1 ± 0.2")
+        titles = ("return of the last 100 episodes", "KL divergence of an update", "ratios past 1 ± 0.2")
         for variant, color in zip((clipped, free), colors):
             for i, run in enumerate(variant.runs((env_id,))):
                 rows = read(run.csv)[1]
                 for ax, column, title in zip(axes[0], (2, 3, 4), titles):
-                    ax.plot(rows[:, 0] / 1e3, rows[:, column], color=color, label=None if i else variant.label)
+                    label = None if i else variant.label
+                    ax.plot(rows[:, 0] / 1e3, rows[:, column], color=color, label=label)
                     ax.set(title=title, xlabel="thousand steps")
         axes[0, 1].set_yscale("log")
         axes[0, 2].set_ylim(0, 1)
@@ -195,23 +200,21 @@ def collapse(env_id: str = "Hopper-v5", jobs: int = 2) -> None:
 
     draw("collapse", (10, 3.5), (1, 3), paint)
     for v in (clipped, free):
-        print(
-            f"{v.label}: "
-            + ", ".join(f"seed {r.seed} {x:.0f}" for r, x in zip(v.runs((env_id,)), returns_of(v.runs((env_id,)))))
-        )
+        each = returns_of(v.runs((env_id,)))
+        print(f"{v.label}: " + ", ".join(f"seed {seed} {x:.0f}" for seed, x in zip(SEEDS, each)))
 
 
 STORY = (
     Variant("TRPO", "trpo", "", script=TRPO),
-    Variant("nothing", "epochs_10_free", f"--update-epochs 10 {NO_CLIP} --desired-kl 0"),
-    Variant("penalty on the KL", "penalty_0.01", f"{PENALTY} 0.01 --desired-kl 0"),
+    Variant("nothing", "epochs_10_free", f"--update-epochs 10 {NO_CLIP} {FREE}"),
+    Variant("penalty on the KL", "penalty_0.01", "--kl-coef-target 0.01", script=PENALTY),
     Variant("PPO", "defaults", ""),
 )
 
 
 @app.command
 def story(jobs: int = 2) -> None:
-    """TRPO, its constraint removed, replaced by a penalty, and replaced by a clip: what each returns and costs.
+    """TRPO, its constraint removed, replaced by a penalty, and by a clip: what each returns and costs.
 
     Args:
         jobs: processes at a time, each with one thread.
@@ -243,32 +246,30 @@ class Claim:
 def varied(flag: str, values: tuple[object, ...], also: str = "") -> tuple[Variant, ...]:
     """The defaults with one flag at each of these values."""
     name = flag.replace("-", "_")
-    also_name = also.replace("--", "_").replace(" ", "_")
+    also_name = also.replace("--", "_").replace(" ", "_").replace("-", "_")
     return tuple(Variant(f"{x}", f"{name}_{x}{also_name}", f"--{flag} {x} {also}") for x in values)
 
 
 DEFAULTS = Variant("defaults", "defaults", "")
+CLIP = Variant("clip alone", "clip", FREE)
 PENDULUM = "--gamma 0.9 --num-envs 4 --num-minibatches 8"
-LEARNED = "--final-std None --initial-std 1"
 CLAIMS = (
-    Claim("3", "Importance ratios make several epochs on one batch possible, and are dangerous where they stray", (
-        *varied("update-epochs", (1, 3, 10, 20)),
-        *(Variant(f"{k}, no clip", f"epochs_{k}_free", f"--update-epochs {k} {NO_CLIP} --desired-kl 0")
+    Claim("3", "Importance ratios allow several epochs on a batch, and are dangerous where they stray", (
+        *varied("update-epochs", (1, 3, 10, 20), FREE),
+        *(Variant(f"{k}, no clip", f"epochs_{k}_free", f"--update-epochs {k} {NO_CLIP} {FREE}")
           for k in (1, 3, 10, 20)),
     )),
-    Claim("4", "ε: 0.05 very slow but stable, 0.1 slow, 0.2 moderate, 0.3 faster and unstable, 0.5 often collapses",
-          (*varied("clip-coef", (0.05, 0.1)), Variant("0.2", "defaults", ""), *varied("clip-coef", (0.3, 0.5, "inf")))),
+    Claim("4", "ε: 0.05 very slow, stable; 0.1 slow; 0.2 moderate; 0.3 fast, unstable; 0.5 often collapses",
+          varied("clip-coef", (0.05, 0.1, 0.2, 0.3, 0.5, "inf"), FREE)),
     Claim("5", "A clip that shrinks is better than a fixed one",
           (DEFAULTS, Variant("annealed", "anneal_clip", "--anneal-clip-coef"))),
-    Claim("6", "Early stopping on the KL divergence helps beside the clip", (
-        Variant("none", "target_kl_none", "--desired-kl 0"),
-        *varied("target-kl", (0.01, 0.02, 0.05), "--desired-kl 0"),
-    )),
+    Claim("6", "Early stopping on the KL divergence helps beside the clip",
+          (CLIP, *varied("target-kl", (0.01, 0.02)), DEFAULTS, *varied("target-kl", (0.05,)))),
     Claim("7", "A penalty with an adaptive β does the same as the clip, with more tuning", (
-        DEFAULTS,
-        *(Variant(f"penalty alone, d = {d}", f"penalty_{d}", f"{PENALTY} {d} --desired-kl 0")
+        CLIP,
+        *(Variant(f"penalty alone, d = {d}", f"penalty_{d}", f"--kl-coef-target {d}", script=PENALTY)
           for d in (0.003, 0.01, 0.03)),
-        Variant("both", "penalty_and_clip", "--kl-coef 1 --kl-coef-target 0.01 --desired-kl 0"),
+        Variant("both", "penalty_and_clip", "--clip-coef 0.2", script=PENALTY),
     )),
     Claim("8", "PPO matches or beats TRPO at a fraction of the cost", (
         Variant("PPO", "defaults_1m", ""), Variant("TRPO", "trpo_1m", "", script=TRPO),
@@ -281,21 +282,19 @@ CLAIMS = (
     )),
     Claim("11", "Clipping the value loss prevents destabilising updates",
           (DEFAULTS, Variant("clipped values", "clip_vloss", "--clip-vloss"))),
-    Claim("12", "An entropy bonus of 0.01 prevents premature convergence (with a learned std)", (
-        Variant("0", "learned_std", "--final-std None"),
-        Variant("0.01", "learned_std_ent", "--final-std None --ent-coef 0.01"),
-    )),
+    Claim("12", "An entropy bonus of 0.01 prevents premature convergence",
+          (DEFAULTS, *varied("ent-coef", (0.01,)))),
     Claim("12", "The same, with discrete actions", (
         Variant("0", "discrete", "", script="ppo_discrete"),
         Variant("0.01", "discrete_ent", "--ent-coef 0.01", script="ppo_discrete"),
     ), ("Acrobot-v1", "LunarLander-v3")),
     Claim("14", "Pendulum is balanced after 30,000 steps", (
         DEFAULTS, Variant("γ 0.9, 4 environments", "pendulum_fast", PENDULUM),
-        Variant("and a learned std from 1", "pendulum_learned_std", f"{PENDULUM} {LEARNED} --desired-kl 0"),
+        Variant("and a std from 1, clip alone", "pendulum_std_1", f"{PENDULUM} --initial-std 1 {FREE}"),
     ), ("Pendulum-v1",), 30_000),
     Claim("15", "The sweet spot is 3e-4, minibatches of 32 to 256, 3 to 10 epochs, 2048 steps", (
         DEFAULTS,
-        Variant("3e-4, minibatches of 64", "sweet_spot", "--learning-rate 3e-4 --num-minibatches 32 --desired-kl 0"),
+        Variant("3e-4, minibatches of 64", "sweet_spot", f"--learning-rate 3e-4 --num-minibatches 32 {FREE}"),
     )),
 )  # fmt: skip
 
@@ -322,8 +321,7 @@ def claims(jobs: int = 2) -> None:
                 if claim.number == "8":
                     each += f" ({seconds:.0f} s)"
                 if claim.number == "14":
-                    evaluations = [read(run.csv)[0]["evaluation"].split()[2] for run in of_seeds]
-                    each += f" (evaluated {' '.join(evaluations)})"
+                    each += f" (evaluated {' '.join(f'{evaluation(run.csv):.1f}' for run in of_seeds)})"
                 cells.append(f"{v.label}: {each.replace('-', '−')}")
             rows.append(f"**{env_id.split('-v')[0]}** {'; '.join(cells)}")
         print(f"| {claim.number} | {claim.said} | {'<br>'.join(rows)} |")

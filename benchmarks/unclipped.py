@@ -13,10 +13,10 @@ import ppo_continuous as ppo
 ppo_loss = ppo.ppo_loss
 
 
-def unclipped_loss(*args: Any, clip_coef: float, **kwargs: Any) -> tuple[Tensor, dict[str, Tensor]]:  # noqa: ANN401
+def unclipped_loss(*args: Any, clip_coef: float, **kwargs: Any) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss without a clip, and metrics as if there were one."""
-    loss, metrics = ppo_loss(*args, clip_coef=math.inf, **kwargs)
-    return loss, metrics | {"clip_fraction": ppo_loss(*args, clip_coef=clip_coef, **kwargs)[1]["clip_fraction"]}
+    loss, _ = ppo_loss(*args, clip_coef=math.inf, **kwargs)
+    return loss, ppo_loss(*args, clip_coef=clip_coef, **kwargs)[1]
 
 
 ppo.ppo_loss = unclipped_loss

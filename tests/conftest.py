@@ -1,37 +1,18 @@
-import functools
+"""What several tests share: the scripts, small runs of them, and processes that end with their test."""
+
 import importlib
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-from hypothesis import settings
+import torch
 
 ROOT = Path(__file__).parent.parent
-settings.register_profile("short", max_examples=24, derandomize=True, deadline=None, database=None)
-settings.register_profile("long", max_examples=1000, deadline=None, database=None)
-settings.load_profile("short")  # --hypothesis-profile is read later, and wins
+SCRIPTS = ["ppo_continuous", "ppo_discrete", "ppo_atari"]
 started = []  # processes of the test that runs
-
-
-class Kind(NamedTuple):
-    """What a script is tried with."""
-
-    actions: str  # of the probes
-    task: str  # a real environment
-    small: str  # one for runs that end soon
-    other: str  # one that takes another network
-
-
-SCRIPTS = {
-    "ppo_continuous": Kind("Box", "Pendulum-v1", "probe_envs:Match-v0", "probe_envs:Ragged-v0"),
-    "ppo_discrete": Kind("Discrete", "CartPole-v1", "probe_envs:Match-v0", "probe_envs:Ragged-v0"),
-    "ppo_atari": Kind("Discrete", "Breakout", "Breakout", "Pong"),
-}
-with_all_scripts = pytest.mark.parametrize("script", SCRIPTS, indirect=True)
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
@@ -41,32 +22,32 @@ def empty_folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture(params=["ppo_continuous", "ppo_discrete"])
-def script(request, monkeypatch):
-    """Runs a test with each script that takes the probes, or with_all_scripts: as ppo in the test's module, beside
-    KIND, TASK, a real environment, and SMALL, the arguments of a run that ends soon."""
-    module, kind = request.module, SCRIPTS[request.param]
-    module.ppo, module.KIND, module.TASK = importlib.import_module(request.param), kind, kind.task
-    module.SMALL = {"env_id": kind.small, "num_envs": 4, "num_steps": 16, "total_timesteps": 256}
-    module.SMALL |= {"eval_episodes": 2, "threads": 1}
-    monkeypatch.setenv("PROBE_ACTIONS", kind.actions)
+@pytest.fixture(params=SCRIPTS[:2])
+def ppo(request, monkeypatch):
+    """A script as a module. SMALL are the arguments of a run that ends soon; the probes take its actions."""
+    module = importlib.import_module(request.param)
+    monkeypatch.setenv("PROBE_ACTIONS", "Box" if request.param == "ppo_continuous" else "Discrete")
+    return module
 
 
-def gae(ppo, rewards, values, next_values, terminated, done, gamma, gae_lambda):
-    """compute_gae on arrays; it reads no more of a rollout than these."""
-    nothing = None, None, None
-    rollout = ppo.Rollout(*nothing, values, next_values, rewards, terminated, done)
-    return ppo.compute_gae(rollout, gamma, gae_lambda)
+with_all_scripts = pytest.mark.parametrize("ppo", SCRIPTS, indirect=True)
 
 
-def start(*flags, script, env=None, group=False):
-    """The script in a process of its own, as a user starts it; in a group of its own, as a terminal would."""
-    env = os.environ | {"PYTHONPATH": str(ROOT / "tests")} | (env or {})
-    pipe = subprocess.PIPE
-    command = [sys.executable, str(script), *map(str, flags)]
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": pipe, "stderr": pipe}
-    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a suite in the background ignores it
-    process = subprocess.Popen(command, env=env, text=True, preexec_fn=heed, start_new_session=group, **pipes)
+def small(ppo, **flags):
+    """Args of a run of 4 iterations."""
+    env_id = "Breakout" if ppo.__name__ == "ppo_atari" else "probe_envs:Match-v0"
+    run = {"env_id": env_id, "num_envs": 4, "num_steps": 16, "total_timesteps": 256, "eval_episodes": 2}
+    if ppo.__name__ == "ppo_atari":
+        run |= {"eval_episodes": 1, "threads": 1}
+    return ppo.Args(**run | flags)
+
+
+def start(*command, **env):
+    """A process of Python's, as a user starts it."""
+    env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"} | env
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    command = [sys.executable, *map(str, command)]
+    process = subprocess.Popen(command, env=env, text=True, start_new_session=True, **pipes)
     started.append(process)
     return process
 
@@ -78,13 +59,7 @@ def no_process_outlives_its_test():
         started.pop().kill()
 
 
-@pytest.fixture
-def run():
-    """Runs a script to its end: (exit status, stdout, stderr)."""
-
-    def run_script(*flags, **kwargs):
-        process = start(*flags, **kwargs)
-        out, err = process.communicate(timeout=120)
-        return process.returncode, out, err
-
-    return run_script
+def checkpoint():
+    """The path of the only run's checkpoint."""
+    (path,) = Path("runs").glob("*/checkpoint.pt")
+    return path

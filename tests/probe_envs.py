@@ -1,9 +1,10 @@
-"""Environments so small that what PPO must learn in them is known in closed form; ids are "probe_envs:NAME-v0".
+"""Environments so small that what PPO must learn is known in closed form; ids are "probe_envs:NAME-v0".
 
 With PROBE_ACTIONS=Discrete in the process's environment they take the actions 0 and 1 for -1 and 1.
 """
 
 import os
+import random
 
 import gymnasium as gym
 import numpy as np
@@ -20,7 +21,9 @@ class Probe(gym.Env):
         self.render_mode = render_mode
         self.options = options
         self.episode = -1
-        self.discrete = self.action_space is Probe.action_space and os.environ.get("PROBE_ACTIONS") == "Discrete"
+        self.discrete = (
+            self.action_space is Probe.action_space and os.environ.get("PROBE_ACTIONS") == "Discrete"
+        )
         if self.discrete:
             self.action_space = gym.spaces.Discrete(2)
 
@@ -46,7 +49,7 @@ class Probe(gym.Env):
 
 
 class Constant(Probe):
-    """Reward 1 in a single state, for ever; the registered time limit cuts it, unless terminates=True ends it."""
+    """Reward 1 in a single state, for ever; a time limit cuts it, unless terminates=True ends it."""
 
     def outcome(self, action):
         return 1.0, bool(self.options.get("terminates")), False
@@ -60,13 +63,6 @@ class Countdown(Probe):
 
     def outcome(self, action):
         return float(self.t == 1), self.t == 1, False
-
-
-class Sign(Probe):
-    """Reward for the sign of the action."""
-
-    def outcome(self, action):
-        return float(np.sign(action[0])), True, False
 
 
 class Match(Probe):
@@ -85,7 +81,7 @@ class Match(Probe):
 
 
 class Counter(Probe):
-    """Observes (steps, episode); rewards 10·episode + steps; ends after 3 steps, in turn by time, by death, by both."""
+    """Observes (steps, episode); pays 10·episode + steps; ends after 3 steps, by time, by death, by both."""
 
     observation_space = gym.spaces.Box(-1000, 1000, (2,), np.float64)
 
@@ -98,9 +94,9 @@ class Counter(Probe):
 
 
 class Ragged(Probe):
-    """Observes (tag, t, length, kind), the last two drawn with the tag at reset, so that no two environments agree.
+    """Observes (tag, t, length, kind), all but t drawn at reset, so that no two environments agree.
 
-    Step t pays 10·tag + t. An episode has length steps and ends by termination (kind 0), truncation (1) or both (2).
+    Step t pays 10·tag + t. Episodes of length steps terminate (kind 0), are truncated (1), or both (2).
     """
 
     observation_space = gym.spaces.Box(-1000, 1000, (4,), np.float64)
@@ -131,7 +127,9 @@ class Same(Ragged):
 class Echo(Probe):
     """Lopsided bounds, matrix-shaped actions; observes the action that came in. Never ends."""
 
-    action_space = gym.spaces.Box(np.array([[-0.4, 0.0, -3.0]]), np.array([[2.0, 1.0, 5.0]]), (1, 3), np.float64)
+    action_space = gym.spaces.Box(
+        np.array([[-0.4, 0.0, -3.0]]), np.array([[2.0, 1.0, 5.0]]), (1, 3), np.float64
+    )
     observation_space = gym.spaces.Box(-10, 10, (1, 3), np.float64)
 
     def obs(self):
@@ -159,21 +157,45 @@ class Broken(Probe):
 
 
 class Worst(Constant):
-    """Goes wrong at the 1000th step: raises, or ends its process."""
+    """Raises at the 1000th step."""
 
     steps = 0
 
     def outcome(self, action):
         self.steps += 1
-        if self.steps == 1000 and not os.path.exists("died"):
-            if self.options.get("dies"):  # the first of its siblings, and they go on
-                os.open("died", os.O_CREAT | os.O_EXCL) and os._exit(1)
+        if self.steps == 1000:
             raise ValueError("the robot fell off the table")
         return 1.0, self.t == 4, False
 
 
-class DiscreteActions(Probe):
-    action_space = gym.spaces.Discrete(2)
+class Global(Probe):
+    """Draws from the generators that all share."""
+
+    def obs(self):
+        return np.array([random.random() + np.random.rand()])
+
+    def outcome(self, action):
+        return 0.0, self.t == 3, False
+
+
+class Info(Probe):
+    """Says in info what nobody can gather: an array of another shape in each episode."""
+
+    def reset(self, seed=None, options=None):
+        obs, _ = super().reset(seed=seed)
+        return obs, {"path": np.zeros(self.episode + 1)}
+
+    def step(self, action):
+        *rest, _ = super().step(action)
+        return *rest, {"x_position": 1.0}
+
+    def outcome(self, action):
+        return 0.0, self.t == 2, False
+
+
+class BrokenConstructor(Probe):
+    def __init__(self, **options):
+        raise ValueError("the robot fell off before it stood")
 
 
 class FromOne(Probe):
@@ -188,32 +210,25 @@ class DictObs(Probe):
     observation_space = gym.spaces.Dict({"x": gym.spaces.Box(-1, 1, (1,))})
 
 
-class NoRender(Probe):
-    metadata = {"render_modes": []}  # noqa: RUF012
-
-
 for name, probe, kwargs, limit in (
     ("Truncated", Constant, {}, 5),
     ("Terminated", Constant, {"terminates": True}, None),
     ("Countdown", Countdown, {}, None),
-    ("Sign", Sign, {}, None),
     ("Match", Match, {}, None),
     ("Counter", Counter, {}, None),
     ("Ragged", Ragged, {}, None),
     ("Same", Same, {}, None),
     ("Echo", Echo, {}, None),
-    ("Endless", Constant, {}, None),
-    ("NanStart", Broken, {"where": "obs", "at": 0, "value": np.nan}, None),
     ("Raises", Worst, {}, None),
-    ("Dies", Worst, {"dies": True}, None),
     ("Lopsided", Lopsided, {}, None),
+    ("Global", Global, {}, None),
+    ("BrokenConstructor", BrokenConstructor, {}, None),
+    ("Info", Info, {}, None),
     ("NanObs", Broken, {"where": "obs", "at": 20, "value": np.nan}, None),
     ("NanReward", Broken, {"where": "reward", "at": 20, "value": np.nan}, None),
     ("InfReward", Broken, {"where": "reward", "at": 20, "value": np.inf}, None),
-    ("DiscreteActions", DiscreteActions, {}, None),
     ("FromOne", FromOne, {}, None),
     ("Unbounded", Unbounded, {}, None),
     ("DictObs", DictObs, {}, None),
-    ("NoRender", NoRender, {}, None),
 ):
     gym.register(f"{name}-v0", probe, max_episode_steps=limit, kwargs=kwargs)

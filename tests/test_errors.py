@@ -1,77 +1,48 @@
-"""Mistakes: each costs one line that says what to do, exit status 2, and leaves nothing behind."""
+"""A user's mistake costs one line that says what to do, and exit status 2, and leaves nothing behind."""
 
 import re
+import signal
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import with_all_scripts
-
-ppo = KIND = SMALL = None  # set by the fixture
-pytestmark = [pytest.mark.usefixtures("script"), with_all_scripts]
+from conftest import checkpoint, small, start, with_all_scripts
 
 MISTAKES = {
-    "--num-envs 16 --num-minibatches 3": r"must cut num_envs·num_steps = 2048 into equal parts of 2 or more$",
-    "--num-envs 16 --num-minibatches 1500": r"--num-minibatches 1500: must cut num_envs·num_steps = 2048 into",
-    "--num-minibatches 0": r"--num-minibatches 0: must be in \(0, ",
-    "--num-envs 16 --total-timesteps 100": r"--total-timesteps 100: must be num_envs·num_steps = 2048 or more",
-    "--gamma 1.5": r"--gamma 1.5: must be in \[0, 1\]$",
-    "--gamma nan": r"--gamma nan: must be in ",
-    "--gae-lambda -0.1": r"--gae-lambda -0.1: must be in \[0, 1\]$",
-    "--clip-coef 0": r"--clip-coef 0.0: must be in \(0, ",
-    "--learning-rate 0": r"--learning-rate 0.0: must be in \(0, ",
-    "--learning-rate inf": r"--learning-rate inf: must be in ",
-    "--max-grad-norm -1": r"--max-grad-norm -1.0: must be in \(0, ",
-    "--target-kl 0": r"--target-kl 0.0: must be in \(0, ",
-    "--ent-coef nan": r"--ent-coef nan: must be in ",
-    "--vf-coef -1": r"--vf-coef -1.0: must be in \[0, ",
-    "--seed -1": r"--seed -1: must be in \[0, ",
-    "--seed 9223372036854775808": r"must be in \[0, 9223372036854775807\]$",
-    "--num-envs 0": r"--num-envs 0: must be in \(0, ",
-    "--num-steps 0": r"--num-steps 0: must be in \(0, ",
-    "--num-steps 1 --num-envs 1": r"must cut num_envs·num_steps = 1 into",
-    "--update-epochs 0": r"--update-epochs 0: must be in \(0, ",
-    "--eval-episodes 0": r"--eval-episodes 0: must be in \(0, ",
-    "--checkpoint-every 0": r"--checkpoint-every 0: must be in \(0, ",
-    "--threads 0": r"--threads 0: must be in \(0, ",
-    "--device nowhere": r"--device nowhere",
-    "--device cuda:99": r"--device cuda:99",
+    "--num-envs 16 --num-steps 128 --num-minibatches 1500": r"2048: must be from 2 \* 1500 minibatches",
+    "--num-envs 16 --num-steps 128 --total-timesteps 100": r"2048: must be .* to 100 timesteps",
+    "--num-steps 1 --num-envs 1": r"num_envs \* num_steps = 1",
+    "--gamma 1.5": r"--gamma 1.5.* at most 1",
+    "--gae-lambda nan": r"--gae-lambda nan: must be 0 or more",
+    "--clip-coef 0": r"--clip-coef 0.0: must be more than 0",
+    "--learning-rate 0": r"--learning-rate 0.0: must be more than 0",
+    "--ent-coef nan": r"--ent-coef nan: must be 0 or more",
+    "--seed -1": r"--seed -1: must be 0 or more",
+    "--num-envs 0": r"--num-envs 0: must be more than 0",
+    "--update-epochs 0": r"--update-epochs 0: must be more than 0",
+    "--eval-episodes 0": r"--eval-episodes 0: must be more than 0",
     "--resume nothing.pt": r"cannot load nothing.pt: .*No such file",
-    "--evaluate nothing.pt": r"cannot load nothing.pt: .*No such file",
     "--evaluate .": r"cannot load \.:",
 }
-
-OF_ONE_SCRIPT = {
-    ("ppo_continuous", "Pendulumm-v1"): r"Pendulumm.*doesn't exist. Did you mean: `Pendulum`",
-    ("ppo_discrete", "CartPool-v1"): r"CartPool.*doesn't exist. Did you mean: `CartPole`",
-    ("ppo_discrete", "ale_py:ALE/Pong-v5"): r"ale_py:ALE/Pong-v5 is an Atari game: use ppo_atari.py$",
-    ("ppo_continuous", "probe_envs:DictObs-v0"): r"needs Box observations .* not Dict",
-    ("ppo_discrete", "probe_envs:DictObs-v0"): r"needs Box observations .* not Dict",
-    ("ppo_continuous", "probe_envs:NoRender-v0 --capture-video"): r"needs moviepy .*NoRender-v0 to render rgb_array",
-    ("ppo_discrete", "probe_envs:NoRender-v0 --capture-video"): r"needs moviepy .*NoRender-v0 to render rgb_array",
+ENVIRONMENTS = {
+    ("ppo_continuous", "Pendulumm-v1"): r"Did you mean: `Pendulum`",
+    ("ppo_discrete", "CartPool-v1"): r"Did you mean: `CartPole`",
     ("ppo_continuous", "CartPole-v1"): r"CartPole-v1 has Discrete actions: use ppo_discrete.py$",
-    ("ppo_continuous", "probe_envs:DiscreteActions-v0"): r"has Discrete actions: use ppo_discrete.py$",
-    ("ppo_continuous", "probe_envs:Unbounded-v0"): r"needs .* bounded Box actions here, not .*inf",
     ("ppo_discrete", "Pendulum-v1"): r"Pendulum-v1 has continuous actions: use ppo_continuous.py$",
-    ("ppo_discrete", "probe_envs:Unbounded-v0"): r"has continuous actions: use ppo_continuous.py$",
-    ("ppo_discrete", "probe_envs:FromOne-v0"): r"needs .* Discrete actions from 0, not .*start=1",
-    ("ppo_continuous", "no_such_module:X-v0"): r"No module named 'no_such_module'",
+    ("ppo_continuous", "probe_envs:DictObs-v0"): r"has Dict.*, not a Box and a bounded Box",
+    ("ppo_continuous", "probe_envs:Unbounded-v0"): r"has .*inf.*, not a Box and a bounded Box",
+    ("ppo_discrete", "probe_envs:FromOne-v0"): r"start=1.*, not a Box and a Discrete from 0",
     ("ppo_discrete", "no_such_module:X-v0"): r"No module named 'no_such_module'",
-    ("ppo_continuous", ":X"): r"--env-id :X: Empty module name",
-    ("ppo_discrete", ":X"): r"--env-id :X: Empty module name",
-    ("ppo_atari", "no_such_module:X-v0"): r"no_such_module:X-v0 is not an Atari game",
-    ("ppo_atari", "CartPole-v1"): r"CartPole-v1 is not an Atari game: use ppo_continuous.py or ppo_discrete.py$",
-    ("ppo_atari", "Pendulum-v1"): r"Pendulum-v1 is not an Atari game: use",
-    ("ppo_atari", "probe_envs:Unbounded-v0"): r"is not an Atari game: use",
+    ("ppo_atari", "CartPole-v1"): r"CartPole-v1 is not an Atari game",
     ("ppo_atari", "Breakouf"): r"Did you mean: `Breakout`",
-    ("ppo_atari", "breakout"): r"Did you mean: `Breakout`",
-    ("ppo_atari", "ALE/Pung-v5"): r"Did you mean: `Pong`",
-    ("ppo_atari", "BreakoutNoFrameskip-v4"): r"Breakout",
+    ("ppo_discrete", "CartPole-v1 --vectorization vector_entry_point"): r"must be of AutoresetMode.SAME_STEP",
 }
 
 
 @pytest.fixture
-def main(monkeypatch, capsys):
+def main(ppo, monkeypatch, capsys):
     """What the command line answers: (exit status, stderr)."""
 
     def call(*flags):
@@ -84,71 +55,86 @@ def main(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("flags", MISTAKES)
-def test_a_mistake_costs_one_line_and_leaves_nothing(main, flags):
+@with_all_scripts
+def test_a_mistake_costs_one_line_and_leaves_nothing(ppo, main, flags):
     code, err = main(*flags.split())
-    assert code == 2
-    assert re.fullmatch(r"error: [^\n]+\n", err), err
+    assert code == 2 and re.fullmatch(r"error: [^\n]+\n", err), err
     assert re.search(MISTAKES[flags], err.strip()), err
     assert not list(Path().iterdir())
 
 
-@pytest.mark.parametrize("name, env_id", OF_ONE_SCRIPT)
-def test_an_environment_of_the_wrong_kind_is_told_where_to_go(main, name, env_id):
-    if ppo.__name__ == name:
-        code, err = main("--env-id", *env_id.split())
-        assert code == 2 and re.fullmatch(r"error: [^\n]+\n", err) and not list(Path().iterdir())
-        assert re.search(OF_ONE_SCRIPT[name, env_id], err.strip()), err
+@pytest.mark.parametrize("ppo, env_id", ENVIRONMENTS, indirect=["ppo"])
+def test_an_environment_of_the_wrong_kind_is_told_where_to_go(ppo, main, env_id):
+    code, err = main("--env-id", *env_id.split())
+    assert code == 2 and re.fullmatch(r"error: [^\n]+\n", err) and not list(Path().iterdir())
+    assert re.search(ENVIRONMENTS[ppo.__name__, env_id], err.strip()), err
 
 
-def test_from_python_a_mistake_is_a_value_error():
-    for flags in ({"num_minibatches": 3}, {"gamma": 2.0}, {"env_id": "nothing-v0"}, {"resume": "nothing.pt"}):
-        with pytest.raises(ValueError):
-            ppo.train(ppo.Args(**flags))
-    assert not Path("runs").exists()
-
-
-@pytest.mark.parametrize(
-    "flags", [{"clip_coef": float("inf")}, {"gamma": 0.0, "gae_lambda": 1.0}, {"num_minibatches": 1}]
-)
-def test_what_is_at_the_edge_is_allowed(flags):
-    ppo.check(ppo.Args(**flags))
-
-
-def test_a_missing_compiler_or_film_maker_is_named(main, monkeypatch, capsys):
-    monkeypatch.setattr(ppo.shutil, "which", lambda name: None)
-    code, err = main("--compile")
-    assert code == 2 and "C++ compiler" in err
-    ppo.train(ppo.Args(**SMALL))
-    (path,) = Path("runs").glob("*/checkpoint.pt")
-    checkpoint = torch.load(path, weights_only=True)
-    torch.save(checkpoint | {"args": checkpoint["args"] | {"compile": True}}, path)
-    monkeypatch.setattr("sys.argv", [ppo.__file__, "--evaluate", str(path)])
-    ppo.main()  # evaluating needs no compiler
+def test_a_checkpoint_that_does_not_fit_or_is_cut_short_costs_one_line(ppo, main, capsys):
+    ppo.train(small(ppo))
     capsys.readouterr()
-    monkeypatch.setitem(__import__("sys").modules, "moviepy", None)
-    code, err = main("--capture-video")
-    assert code == 2 and "moviepy" in err and err.count("\n") == 1
+    code, err = main("--evaluate", checkpoint(), "--env-id", "probe_envs:Ragged-v0")
+    assert code == 2 and re.fullmatch(r"error: cannot load [^\n]* size mismatch [^\n]*\n", err), err
+    Path("half.pt").write_bytes(checkpoint().read_bytes()[:2000])
+    code, err = main("--resume", "half.pt")
+    assert code == 2 and re.fullmatch(r"error: cannot load half.pt: [^\n]+\n", err), err
 
 
-def test_checkpoints_that_are_none(main, capsys):
-    ppo.train(ppo.Args(**SMALL | {"total_timesteps": 64, "eval_episodes": 1}))
-    (path,) = Path("runs").glob("*/checkpoint.pt")
-    whole = torch.load(path, weights_only=True)
-    capsys.readouterr()
-    Path("truncated.pt").write_bytes(path.read_bytes()[:1000])
-    Path("empty.pt").write_bytes(b"")
-    Path("text.pt").write_text("hello")
-    torch.save([1, 2], "list.pt")
-    torch.save({"script": ppo.__name__, "args": ppo.Args()}, "object.pt")  # would need code to load
-    torch.save(whole | {"script": "ppo_other"}, "other.pt")
-    torch.save(whole | {"args": whole["args"] | {"old_flag": 1}}, "older.pt")
-    reasons = {"truncated": "", "empty": "", "text": "", "list": "", "object": "", "older": "old_flag"}
-    reasons["other"] = r"it was written by ppo_other.py: use that script"
-    for flag in ("--evaluate", "--resume"):
-        for name, reason in reasons.items():
-            code, err = main(flag, f"{name}.pt")
-            assert code == 2 and re.fullmatch(rf"error: cannot load {name}.pt: .+\n", err), err
-            assert reason in err
-        code, err = main(flag, path, "--env-id", KIND.other)
-        assert code == 2 and "size mismatch" in err and err.count("\n") == 1
-    assert len(list(Path("runs").iterdir())) == 1
+def test_given_flags_replace_those_of_a_checkpoint_and_the_others_stay(ppo, monkeypatch, capsys):
+    """Also in a renamed copy of the script, and for evaluating."""
+    ppo.train(small(ppo, gamma=0.8))
+    flags = ["--resume", str(checkpoint()), "--total-timesteps", "384", "--gae-lambda", "0.5"]
+    monkeypatch.setattr(sys, "argv", [ppo.__file__, *flags])
+    ppo.main()
+    args = torch.load(checkpoint(), weights_only=True)["args"]
+    assert (args["gamma"], args["gae_lambda"], args["total_timesteps"]) == (0.8, 0.5, 384)
+    printed = capsys.readouterr().out.splitlines()[-1]
+    copy = Path("renamed.py")
+    copy.write_text(Path(ppo.__file__).read_text())
+    process = start(copy, "--evaluate", checkpoint())
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and out.splitlines() == [printed], err  # what the training printed
+
+
+@pytest.mark.parametrize("where", ["Raises", "BrokenConstructor"])
+def test_an_error_in_a_users_environment_keeps_its_traceback(ppo, where):
+    with pytest.raises(ValueError, match="fell off") as error:
+        ppo.train(small(ppo, env_id=f"probe_envs:{where}-v0", num_steps=1024, total_timesteps=4096))
+    assert error.traceback[-1].path.name == "probe_envs.py" and not isinstance(error.value, ppo.UserError)
+
+
+def test_weights_and_biases_that_cannot_start_stop_the_run_with_one_line(ppo, main, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    code, err = main("--track", "--env-id", "probe_envs:Match-v0")
+    assert code == 2 and re.search(r"error: --track: [^\n]*wandb[^\n]*\n$", err) and not Path("runs").exists()
+
+
+@pytest.mark.parametrize("ppo", ["ppo_discrete"], indirect=True)
+def test_weights_and_biases_log_a_run(ppo, monkeypatch):
+    """Offline, as without an account."""
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    import wandb
+
+    calls, init = [], wandb.init
+    monkeypatch.setattr(wandb, "init", lambda **settings: calls.append(settings) or init(**settings))
+    ppo.train(small(ppo, track=True))
+    assert calls[0]["name"] == checkpoint().parent.name and calls[0]["config"]["num_steps"] == 16
+    assert list(Path("wandb").glob("offline-run-*"))
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_ctrl_c_says_how_to_go_on(ppo, vectorization):
+    """It reaches the processes of async, too; none of them shows a traceback."""
+    import os
+
+    flags = ["--env-id", "probe_envs:Match-v0", "--num-envs", 2, "--vectorization", vectorization]
+    process = start(ppo.__file__, *flags)
+    while not list(Path("runs").glob("*/checkpoint.pt")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and f"checkpoint: {checkpoint()}" in out
+    assert "interrupted; --resume goes on" in err and "Traceback" not in err

@@ -1,34 +1,42 @@
-"""The formulas against oracles that share no code with them: written-out sums, case analyses, finite differences."""
+"""The formulas against oracles of other make: sums, cases, finite differences, another library."""
 
 import math
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import gae
+from conftest import small
 from torch.distributions import Normal, kl_divergence
 
+import ppo_continuous
 import ppo_continuous as ppo
 
-# ---- compute_gae -----------------------------------------------------------------------------------------------------
+# ---- compute_gae ----------------------------------------------------------------------------------
 
 
-def random_rollout(rng, T, N, p_end, dtype=np.float64):
-    rewards, values, next_values = (rng.normal(size=(T, N)).astype(dtype) for _ in range(3))
+def gae(rewards, values, next_values, terminated, done, gamma, gae_lambda):
+    """compute_gae on arrays; it reads no more of a rollout than these."""
+    arrays = [torch.as_tensor(np.asarray(x, dtype=np.float64)) for x in (values, next_values, rewards)]
+    flags = [torch.as_tensor(np.asarray(x, dtype=bool)) for x in (terminated, done)]
+    return ppo.compute_gae(ppo.Rollout(None, None, None, *arrays, *flags), gamma, gae_lambda).numpy()
+
+
+def random_rollout(rng, T, N, p_end):
+    rewards, values, next_values = (rng.normal(size=(T, N)) for _ in range(3))
     terminated, truncated = rng.random((T, N)) < p_end, rng.random((T, N)) < p_end  # sometimes both
     return rewards, values, next_values, terminated, terminated | truncated
 
 
 def gae_as_a_sum(rewards, values, next_values, terminated, done, gamma, lam):
-    """Σ_l (γλ)^l δ_{t+l} up to the end of the episode or rollout, one term after the other (GAE paper, eq. 16)."""
+    """Σ_l (γλ)^l δ_{t+l} up to the end of the episode or rollout (GAE paper, eq. 16)."""
     T, N = rewards.shape
     out = np.zeros((T, N))
     for n in range(N):
         for t in range(T):
             for step in range(t, T):
-                bootstrap = 0.0 if terminated[step, n] else gamma * float(next_values[step, n])
-                delta = float(rewards[step, n]) + bootstrap - float(values[step, n])
-                out[t, n] += (gamma * lam) ** (step - t) * delta
+                bootstrap = 0.0 if terminated[step, n] else gamma * next_values[step, n]
+                out[t, n] += (gamma * lam) ** (step - t) * (rewards[step, n] + bootstrap - values[step, n])
                 if done[step, n]:
                     break
     return out
@@ -38,62 +46,45 @@ def gae_as_a_sum(rewards, values, next_values, terminated, done, gamma, lam):
 @pytest.mark.parametrize("p_end", [0.0, 0.1, 0.6, 1.0])
 def test_gae_is_the_written_out_sum(gamma, lam, p_end):
     rollout = random_rollout(np.random.default_rng(0), 23, 5, p_end)
-    got = gae(ppo, *rollout, gamma, lam)
-    np.testing.assert_allclose(got, gae_as_a_sum(*rollout, gamma, lam), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(gae(*rollout, gamma, lam), gae_as_a_sum(*rollout, gamma, lam), atol=1e-12)
 
 
 def test_gae_by_hand():
-    """Four one-environment cases with γ = λ = 1/2, V = 4 now and V = 8 afterwards, r = 1."""
+    """One environment with γ = λ = 1/2, V = 4 now and V = 8 afterwards, r = 1."""
     cases = {(False, False): 1 + 4 - 4, (True, True): 1 - 4, (False, True): 1 + 4 - 4}
     for (terminated, done), delta in cases.items():
-        one = np.array([[1.0], [1.0]])
-        flags = np.array([[terminated], [False]]), np.array([[done], [False]])
-        advantages = gae(ppo, one, 4 * one, 8 * one, *flags, 0.5, 0.5)
+        one = np.ones((2, 1))
+        advantages = gae(one, 4 * one, 8 * one, [[terminated], [False]], [[done], [False]], 0.5, 0.5)
         assert advantages[1, 0] == 1  # the rollout's end bootstraps
         assert advantages[0, 0] == delta + (0 if done else 0.25 * 1)
 
 
-def test_gae_with_lambda_1_is_the_discounted_return_and_with_lambda_0_the_td_error():
-    rng = np.random.default_rng(1)
-    rewards, values, _, _, _ = random_rollout(rng, 7, 3, 0)
-    last, never = rng.normal(size=(1, 3)), np.zeros((7, 3), dtype=bool)
-    next_values = np.concatenate([values[1:], last])
-    returns = [sum(0.9**k * rewards[t + k] for k in range(7 - t)) + 0.9 ** (7 - t) * last[0] for t in range(7)]
-    got = gae(ppo, rewards, values, next_values, never, never, 0.9, 1.0)
-    np.testing.assert_allclose(got, np.array(returns) - values, rtol=1e-12)
-    got = gae(ppo, rewards, values, next_values, never, never, 0.9, 0.0)
-    np.testing.assert_allclose(got, rewards + 0.9 * next_values - values, rtol=1e-12)
+def test_gae_leaves_its_inputs_alone():
+    tensors = [torch.rand(9, 2) for _ in range(3)] + [torch.rand(9, 2) < 0.2 for _ in range(2)]
+    before = [tensor.clone() for tensor in tensors]
+    ppo.compute_gae(ppo.Rollout(None, None, None, *tensors), 0.99, 0.95)
+    assert all(torch.equal(tensor, copy) for tensor, copy in zip(tensors, before))
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_gae_keeps_the_dtype_and_its_inputs(dtype):
-    rollout = random_rollout(np.random.default_rng(2), 9, 2, 0.2, dtype)
-    before = [array.copy() for array in rollout]
-    assert gae(ppo, *rollout, 0.99, 0.95).dtype == dtype
-    for array, copy in zip(rollout, before):
-        np.testing.assert_array_equal(array, copy)
-
-
-# ---- ppo_loss --------------------------------------------------------------------------------------------------------
+# ---- ppo_loss -------------------------------------------------------------------------------------
 
 COEFS = {"clip_coef": 0.2, "clip_vloss": False, "vf_coef": 0.5, "ent_coef": 0.01}
 
 
 def random_batch(size=200, seed=0):
-    """A float64 batch with ratios well inside, well outside and on both sides of the clip, and new values nearby."""
+    """A float64 batch with ratios inside, outside and on both sides of the clip, and new values nearby."""
     g = torch.Generator().manual_seed(seed)
-    old, old_values, advantages, returns = (torch.randn(size, generator=g, dtype=torch.float64) for _ in range(4))
-    new = old + torch.randn(size, generator=g, dtype=torch.float64) * 0.4
-    values = old_values + torch.randn(size, generator=g, dtype=torch.float64) * 0.4
-    entropy = torch.rand(size, generator=g, dtype=torch.float64)
+    draw = lambda: torch.randn(size, generator=g, dtype=torch.float64)  # noqa: E731
+    old, old_values, advantages, returns = draw(), draw(), draw(), draw()
+    new, values, entropy = old + 0.4 * draw(), old_values + 0.4 * draw(), draw().abs()
     nothing = torch.zeros(size)
     return new, values, entropy, ppo.Batch(nothing, nothing, old, old_values, advantages, returns)
 
 
 def loss_by_cases(new, values, entropy, batch, clip_coef, clip_vloss, vf_coef, ent_coef):
-    """The loss, a sample at a time, from what the clips are meant to do; returns the three parts and the loss."""
+    """The loss, a sample at a time, from what the clips are meant to do; the three parts and the loss."""
     policy, value = [], []
-    rows = [new, values, batch.log_probs, batch.values, batch.advantages, batch.returns]
+    rows = [new, values, batch.old_log_probs, batch.old_values, batch.advantages, batch.returns]
     for log_prob, v, old_log_prob, v_old, a, ret in zip(*(row.tolist() for row in rows)):
         r = math.exp(log_prob - old_log_prob)
         if a >= 0:
@@ -102,8 +93,7 @@ def loss_by_cases(new, values, entropy, batch, clip_coef, clip_vloss, vf_coef, e
             policy.append(a * (1 - clip_coef if r < 1 - clip_coef else r))
         error = (v - ret) ** 2
         if clip_vloss:
-            near = v_old + clip_coef if v > v_old + clip_coef else v_old - clip_coef if v < v_old - clip_coef else v
-            error = max(error, (near - ret) ** 2)
+            error = max(error, (min(max(v, v_old - clip_coef), v_old + clip_coef) - ret) ** 2)
         value.append(error / 2)
     parts = sum(policy) / len(policy), sum(value) / len(value), sum(entropy.tolist()) / len(policy)
     return *parts, -parts[0] + vf_coef * parts[1] - ent_coef * parts[2]
@@ -117,11 +107,15 @@ def test_loss_is_the_case_analysis(clip_coef, clip_vloss):
     loss, metrics = ppo.ppo_loss(new, values, entropy, batch, **coefs)
     objective, value_loss, mean_entropy, expected = loss_by_cases(new, values, entropy, batch, **coefs)
     assert loss.item() == pytest.approx(expected, rel=1e-12)
-    assert metrics["policy_loss"].item() == pytest.approx(-objective, rel=1e-12)
-    assert metrics["value_loss"].item() == pytest.approx(value_loss, rel=1e-12)
-    assert metrics["entropy"].item() == pytest.approx(mean_entropy, rel=1e-12)
-    outside = [abs(math.exp(x) - 1) > clip_coef for x in (new - batch.log_probs).tolist()]
-    assert metrics["clip_fraction"].item() == pytest.approx(sum(outside) / len(outside))
+    ratios = [math.exp(x) for x in (new - batch.old_log_probs).tolist()]
+    expected = {
+        "policy_loss": -objective,
+        "value_loss": value_loss,
+        "entropy": mean_entropy,
+        "approx_kl": np.mean([r - 1 - math.log(r) for r in ratios]),
+        "clip_fraction": np.mean([abs(r - 1) > clip_coef for r in ratios]),
+    }
+    assert {name: metric.item() for name, metric in metrics.items()} == pytest.approx(expected, rel=1e-6)
     assert not any(metric.requires_grad for metric in metrics.values())
 
 
@@ -140,30 +134,19 @@ def test_gradient_is_that_of_finite_differences_and_zero_where_the_clip_says(cli
                 moved[which][i] += h
                 ends.append(loss_by_cases(*moved, batch, **coefs)[-1])
             assert gradient[i].item() == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-4, abs=1e-8)
-    ratio = (new - batch.log_probs).exp()
+    ratio = (new - batch.old_log_probs).exp()
     stopped = ((batch.advantages > 0) & (ratio > 1.2)) | ((batch.advantages < 0) & (ratio < 0.8))
     assert 20 < stopped.sum() < len(new) - 20  # both kinds are there
     assert (gradients[0][stopped] == 0).all() and (gradients[0][~stopped] != 0).all()
 
 
-def test_at_the_old_policy_the_gradient_is_that_of_the_policy_gradient():
+def test_at_the_old_policy_the_gradient_is_the_policy_gradient():
     _, values, entropy, batch = random_batch()
-    new = batch.log_probs.clone().requires_grad_()
+    new = batch.old_log_probs.clone().requires_grad_()
     loss, metrics = ppo.ppo_loss(new, values, entropy, batch, **COEFS)
     (gradient,) = torch.autograd.grad(loss, new)
     torch.testing.assert_close(gradient, -batch.advantages / len(new))
     assert metrics["approx_kl"] == 0 and metrics["clip_fraction"] == 0
-
-
-def test_clipped_values_stop_learning_only_where_the_clip_makes_the_error_larger():
-    """V_old = 0, ε = 0.2: 1 towards a return of 2 has gone too far (stop); 1 away from a return of -2 comes back."""
-    zero, one = torch.zeros(2), torch.ones(2, requires_grad=True)
-    batch = ppo.Batch(zero, zero, zero, zero, zero, torch.tensor([2.0, -2.0]))
-    coefs = COEFS | {"clip_vloss": True, "vf_coef": 1.0}
-    loss, metrics = ppo.ppo_loss(zero, one, zero, batch, **coefs)
-    assert metrics["value_loss"].item() == pytest.approx((1.8**2 + 3**2) / 4)
-    (gradient,) = torch.autograd.grad(loss, one)
-    assert gradient.tolist() == pytest.approx([0, 1.5])
 
 
 def test_approx_kl_estimates_the_divergence_from_the_old_policy():
@@ -173,21 +156,62 @@ def test_approx_kl_estimates_the_divergence_from_the_old_policy():
     batch = ppo.Batch(zero, zero, old.log_prob(actions), zero, zero, zero)
     _, metrics = ppo.ppo_loss(new.log_prob(actions), zero, zero, batch, **COEFS)
     assert metrics["approx_kl"].item() == pytest.approx(kl_divergence(old, new).item(), rel=0.01)
-    assert metrics["approx_kl"].item() != pytest.approx(kl_divergence(new, old).item(), rel=0.05)  # not the reverse
+    assert metrics["approx_kl"].item() != pytest.approx(
+        kl_divergence(new, old).item(), rel=0.05
+    )  # not the reverse
 
 
-def test_approx_kl_is_r_minus_1_minus_log_r():
-    new, values, entropy, batch = random_batch()
-    ratios = [math.exp(x) for x in (new - batch.log_probs).tolist()]
-    _, metrics = ppo.ppo_loss(new, values, entropy, batch, **COEFS)
-    expected = sum(r - 1 - math.log(r) for r in ratios) / len(ratios)
-    assert metrics["approx_kl"].item() == pytest.approx(expected, rel=1e-9)
+# ---- the gradient of a batch, beside stable-baselines3's ------------------------------------------
 
 
-# ---- RunningMeanStd, mlp, env_seeds ---------------------------------------------------------------------------
+@pytest.mark.parametrize("norm_adv", [False, True])
+@pytest.mark.parametrize("ent_coef", [0.0, 0.01])
+def test_the_gradient_of_a_batch_is_stable_baselines3s(norm_adv, ent_coef):
+    """Same weights, same batch; its value loss has no ½, so that its vf_coef is half of ours."""
+    sb3 = pytest.importorskip("stable_baselines3")
+    args = ppo.Args("Pendulum-v1", num_envs=4, num_steps=16, norm_obs=False, norm_reward=False,
+                    norm_adv=norm_adv, ent_coef=ent_coef, max_grad_norm=1e9)  # fmt: skip
+    torch.manual_seed(0)
+    envs = ppo.make_envs(args, 4)
+    agent = ppo.Agent(envs, args)
+    rollout, _, _ = ppo.collect(envs, agent, envs.reset(seed=0)[0], args)
+    batch = ppo.make_batch(rollout, ppo.compute_gae(rollout, 0.9, 0.9))
+    batch = batch._replace(old_log_probs=batch.old_log_probs + 0.3 * torch.randn(64))
+
+    model = sb3.PPO("MlpPolicy", gym.make("Pendulum-v1"), n_steps=64, batch_size=64, n_epochs=1, vf_coef=0.25,
+                    ent_coef=ent_coef, normalize_advantage=norm_adv, max_grad_norm=1e9)  # fmt: skip
+    theirs, ours = model.policy, agent
+    pairs = [(theirs.mlp_extractor.policy_net[i], ours.actor[i]) for i in (0, 2)]
+    pairs += [(theirs.mlp_extractor.value_net[i], ours.critic[i]) for i in (0, 2)]
+    pairs += [(theirs.action_net, ours.actor[4]), (theirs.value_net, ours.critic[4])]
+    for their_layer, our_layer in pairs:
+        their_layer.load_state_dict(our_layer.state_dict())
+    theirs.log_std.data.copy_(ours.log_std.data)
+    buffer = model.rollout_buffer
+    buffer.reset()
+    columns = {"observations": batch.obs, "actions": batch.actions, "values": batch.old_values}
+    columns |= {"log_probs": batch.old_log_probs, "advantages": batch.advantages, "returns": batch.returns}
+    for name, column in columns.items():
+        getattr(buffer, name)[:] = column.reshape(getattr(buffer, name).shape).numpy()
+    buffer.full = True
+    model.set_logger(sb3.common.logger.configure(None, []))
+    model._setup_learn(64)
+    theirs.optimizer.step = lambda: None  # keep the gradient
+    model.train()
+
+    ppo.compute_gradient(agent, batch, args.clip_coef, args)
+    for their_layer, our_layer in pairs:
+        for name in ("weight", "bias"):
+            got, expected = getattr(our_layer, name).grad, getattr(their_layer, name).grad
+            assert expected.abs().max() > 1e-4
+            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.log_std.grad, theirs.log_std.grad, rtol=1e-5, atol=1e-5)
 
 
-def test_running_moments_are_numpys_over_all_rows():
+# ---- RunningMeanStd, RewardScaler, mlp ------------------------------------------------------------
+
+
+def test_running_moments_are_numpys_over_all_samples():
     rng = np.random.default_rng(0)
     chunks = [rng.normal(1e4, 3, (n, 4)) * [1, 10, 0.01, 0] for n in (1, 17, 256, 3)]
     stats = ppo.RunningMeanStd((4,))
@@ -200,19 +224,50 @@ def test_running_moments_are_numpys_over_all_rows():
     assert set(stats.state_dict()) == {"mean", "var", "count"}
 
 
+def test_rewards_are_divided_by_the_std_of_the_discounted_sum_over_all_rollouts_so_far():
+    rng = np.random.default_rng(0)
+    rewards, done = rng.normal(2, 5, (30, 3)).astype(np.float32), rng.random((30, 3)) < 0.1
+    sums = []
+    for n in range(3):
+        total, of_env = 0.0, []
+        for reward, end in zip(rewards[:, n], done[:, n]):
+            total = 0.9 * total + reward
+            of_env.append(total)
+            total = 0.0 if end else total
+        sums.append(of_env)
+    scaler = ppo.RewardScaler(3, 0.9)
+    for start, end in ((0, 10), (10, 11), (11, 30)):  # an episode may span several rollouts
+        part = slice(start, end)
+        got = scaler.update_and_scale(torch.tensor(rewards[part]), torch.tensor(done[part]))
+        np.testing.assert_allclose(got, rewards[part] / np.std(np.array(sums)[:, :end]), rtol=1e-5)
+
+
 def test_layers_start_orthogonal_times_gain_and_make_the_function_they_name():
-    network = ppo.mlp([17, 64, 32, 6], out_gain=0.3)
-    layers, gains = network[::2], (math.sqrt(2), math.sqrt(2), 0.3)
-    for layer, gain, shape in zip(layers, gains, ((64, 17), (32, 64), (6, 32)), strict=True):
+    network = ppo.mlp(17, 6, out_gain=0.3)
+    for layer, gain, shape in zip(
+        network[::2], (2**0.5, 2**0.5, 0.3), ((64, 17), (64, 64), (6, 64)), strict=True
+    ):
         assert layer.weight.shape == shape and (layer.bias == 0).all()
-        torch.testing.assert_close(torch.linalg.svdvals(layer.weight), torch.full((min(shape),), gain))
+        singular_values = torch.linalg.svdvals(layer.weight)
+        torch.testing.assert_close(singular_values, torch.full_like(singular_values, gain))
     x = torch.randn(5, 17)
-    hidden = (x @ layers[0].weight.T).tanh()
-    torch.testing.assert_close(network(x), (hidden @ layers[1].weight.T).tanh() @ layers[2].weight.T)
+    hidden = (x @ network[0].weight.T).tanh()
+    torch.testing.assert_close(network(x), (hidden @ network[2].weight.T).tanh() @ network[4].weight.T)
 
 
-def test_environment_seeds_never_meet():
+def test_the_seeds_of_environments_never_meet():
     """Seeds s, s + 1, ... for the environments of run s would be shared with run s + 1 but for one."""
-    seeds = [seed for s in range(1, 30) for step in (-1, 0, 2048, 4096) for seed in ppo.env_seeds(s, step, 16)]
-    assert len(set(seeds)) == len(seeds)
-    assert all(isinstance(seed, int) and 0 <= seed < 2**31 for seed in seeds)
+    seen = []
+    make_envs = ppo_continuous.make_envs
+    with pytest.MonkeyPatch.context() as patch:
+
+        def spy(*args):
+            envs = make_envs(*args)
+            reset = envs.reset
+            envs.reset = lambda *, seed: seen.extend(seed) or reset(seed=seed)
+            return envs
+
+        patch.setattr(ppo_continuous, "make_envs", spy)
+        for seed in range(1, 12):
+            ppo.Run(small(ppo, seed=seed)).close()
+    assert len(set(seen)) == len(seen) == 44 and all(0 <= seed < 2**31 for seed in seen)
