@@ -246,10 +246,10 @@ def compute_gae(rollout: Rollout, gamma: float, gae_lambda: float) -> Tensor:
     rollout's end cuts an episode off, the next state's value stands for the rest."""
     next_values = ~rollout.terminated * rollout.next_values
     deltas = rollout.rewards + gamma * next_values - rollout.values  # δ_t, eq. 12
-    advantages = deltas.clone()
-    for t in reversed(range(len(deltas) - 1)):  # eq. 11: Â_t = δ_t + γλ Â_{t+1}, within an episode
-        advantages[t] += gamma * gae_lambda * advantages[t + 1] * ~rollout.done[t]
-    return advantages
+    advantages, goes_on = deltas.cpu().numpy(), ~rollout.done.cpu().numpy()  # loops faster
+    for t in reversed(range(len(deltas) - 1)):  # eq. 11: Â_t = δ_t + γλ Â_{t+1}
+        advantages[t] += gamma * gae_lambda * advantages[t + 1] * goes_on[t]
+    return torch.as_tensor(advantages, device=deltas.device)
 
 
 def make_batch(rollout: Rollout, advantages: Tensor) -> Batch:
@@ -461,12 +461,12 @@ class Run:
             state |= {"args": vars(args) | {"resume": None}, "global_step": step}
             temporary = self.path.with_suffix(".tmp")
             torch.save(state, temporary)
-            temporary.replace(self.path)  # whole or not at all
+            temporary.replace(self.path)
 
     def close(self) -> None:
         self.bar.close()
         with warnings.catch_warnings(action="ignore"), suppress(KeyboardInterrupt, BrokenPipeError):
-            self.envs.close()  # Ctrl-C has stopped async's processes, too
+            self.envs.close()  # async's got Ctrl-C, too
 
     def evaluate(self) -> None:
         if self.rank == 0:
