@@ -1,38 +1,36 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = ["torch>=2.13", "gymnasium[classic-control]>=1.4,<2", "tyro>=1.0", "tensorboard>=2.20",
-#                 "tqdm>=4.67", "wandb>=0.31", "moviepy>=2.2"]
+#                 "tqdm>=4.67", "wandb>=0.31", "moviepy>=2.2", "pydantic>=2"]
 # ///
 # Copyright 2026 the authors of "PPO in single files". SPDX-License-Identifier: MIT
 """Proximal Policy Optimization (PPO) for discrete actions, whole in this file.
 
     python ppo_discrete.py --env-id Acrobot-v1 --clip-coef 0.1
 
-Read it beside the paper, Schulman et al. 2017 (arXiv:1707.06347; "eq." is its equation). Begin with
-`train`, its Algorithm 1.
+Read it beside Schulman et al. 2017, arXiv:1707.06347 ("eq."). Begin with `train`, its Algorithm 1.
 
 A batch is collected by one policy, π_old, and used for many gradient steps of another, π_θ. Importance
 ratios correct for the actions that π_θ would choose instead, but not for the states that it would meet, so
 the batch says little about a π_θ far from π_old. PPO clips the objective, so that nothing is gained by
 moving a ratio beyond 1 ± ε.
 
-    r_t(θ)          ratio       π_θ(a_t|s_t) / π_old(a_t|s_t)             ppo_loss
-    L^CLIP          objective   the clipped surrogate, eq. 7              ppo_loss
-    L^(CLIP+VF+S)   -loss       with values and entropy, eq. 9            ppo_loss
-    Â_t             advantages  generalized advantage estimates, eq. 11   compute_gae
-    δ_t             deltas      temporal-difference errors, eq. 12        compute_gae
-    V_t^targ        returns     Â_t + V(s_t), what V is fitted to         make_batch
+    r_t(θ)         ratio       π_θ(a_t|s_t) / π_old(a_t|s_t)   ppo_loss
+    L^CLIP         objective   the clipped surrogate, eq. 7    ppo_loss
+    L^(CLIP+VF+S)  -loss       with values and entropy, eq. 9  ppo_loss
+    Â_t            advantages  generalized estimates, eq. 11   compute_gae
+    δ_t            deltas      their one-step errors, eq. 12   compute_gae
+    V_t^targ       returns     Â_t + V(s_t), the goal of V     make_batch
 
 Shapes: T steps, N environments, B transitions; *O of an observation, *A of an action. Differences from the
 paper, from openai/baselines if not noted, besides some defaults:
 
     1. bootstrapping at time limits (Pardo et al. 2018): collect, compute_gae
-    2. standardised observations and advantages: Agent, compute_gradient
-    3. rewards divided by the standard deviation of their discounted sum: RewardScaler
-    4. orthogonal initial weights, Adam's eps of 1e-5, clipped gradients: mlp, Run, compute_gradient
-    5. early stopping by the KL divergence (Spinning Up): update
-    6. a learning rate that falls to 0 (in the paper on Atari): train
-    7. value clipping, by default off: ppo_loss
+    2. standardised observations and advantages, scaled rewards: Agent, compute_gradient, RewardScaler
+    3. orthogonal weights, Adam's eps, clipped gradients: mlp, Run, compute_gradient
+    4. early stopping by the KL (Spinning Up): update
+    5. a falling learning rate (in the paper on Atari): train
+    6. value clipping, by default off: ppo_loss
 """
 
 import math
@@ -40,12 +38,13 @@ import random
 import re
 import sys
 import warnings
-from contextlib import closing, suppress
-from dataclasses import dataclass
+from contextlib import closing, contextmanager, suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple
+from weakref import finalize
 
 import gymnasium as gym
 import numpy as np
@@ -54,26 +53,26 @@ import torch.distributed as dist
 import tyro
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.wrappers import RecordVideo
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config={"extra": "forbid"})  # pydantic's: makes numpy's numbers plain ones
 class Args:
     # The task
     env_id: str = "CartPole-v1"  # Box observations, Discrete actions; "module:MyEnv-v0" imports module
-    seed: int = 1  # of everything random
-    total_timesteps: int = 200_000  # environment steps, rounded down to whole batches
+    seed: int = 1  # of randomness
+    total_timesteps: int = 200_000  # environment steps, in whole batches
     num_envs: int = 16  # N
     vectorization: Literal["sync", "async", "vector_entry_point"] = "sync"  # see gymnasium.make_vec
     # PPO
-    num_steps: int = 128  # T, of each environment in a batch
+    num_steps: int = 128  # T, of each in a batch
     num_minibatches: int = 8  # in a batch
-    update_epochs: int = 10  # K, passes over a batch
+    update_epochs: int = 10  # K, passes over it
     learning_rate: float = 2e-3  # of Adam
     anneal_lr: bool = True  # let it fall linearly to 0
     gamma: float = 0.999  # γ, the discount
@@ -81,21 +80,19 @@ class Args:
     norm_adv: bool = True  # standardise advantages
     vf_coef: float = 0.5  # 2 c_1, weight of the value loss
     clip_vloss: bool = False  # clip the change of values to ε
-    ent_coef: float = 0.0  # c_2, weight of the entropy bonus
-    max_grad_norm: float = 0.5  # to which the gradient is clipped
+    ent_coef: float = 0.01  # c_2, weight of the entropy bonus
+    max_grad_norm: float = 0.5  # clips the gradient
     norm_obs: bool = True  # standardise observations
     norm_reward: bool = True  # scale rewards
     # The trust region
     clip_coef: float = 0.2  # ε; inf turns the clip off
-    anneal_clip_coef: bool = False  # let ε fall linearly to 0
-    target_kl: float | None = None  # stop an update at a KL above this
+    target_kl: float | None = None  # stop an update above this KL
     # The run
-    device: str = "cpu"  # small networks are fastest on a CPU
-    compile: bool = False  # faster after a wait; needs a C++ compiler
-    track: bool = False  # log to Weights & Biases
-    wandb_project_name: str = "ppo"
-    resume: str | None = None  # checkpoint.pt to go on from; given flags replace its own
-    evaluate: str | None = None  # checkpoint.pt to evaluate
+    device: str = "cpu"  # fastest for small networks
+    compile: bool = False  # faster after a wait; needs C++
+    track: bool = False  # to Weights & Biases, project $WANDB_PROJECT
+    resume: Path | None = None  # checkpoint.pt to go on from; flags replace its own
+    evaluate: Path | None = None  # checkpoint.pt to evaluate
     eval_episodes: int = 10  # of an evaluation
     capture_video: bool = False  # film some of them
 
@@ -104,7 +101,11 @@ class Args:
 
 
 class TidyEnv(gym.Wrapper):
-    """For environments that use global generators or overwrite observations. Drops info."""
+    """Seeds global generators, drops info, copies observations, closes once."""
+
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env)
+        self.close = finalize(self, env.close)  # after errors, too
 
     def reset(self, *, seed: int | None = None, **kwargs: Any) -> tuple:
         if seed is not None:
@@ -114,7 +115,7 @@ class TidyEnv(gym.Wrapper):
 
     def step(self, action: np.ndarray) -> tuple:
         obs, reward, terminated, truncated, _ = self.env.step(action)
-        return np.array(obs) if terminated or truncated else obs, reward, terminated, truncated, {}
+        return np.array(obs), reward, terminated, truncated, {}
 
 
 def make_envs(args: Args, num_envs: int, video_dir: Path | None = None) -> VectorEnv:
@@ -125,16 +126,13 @@ def make_envs(args: Args, num_envs: int, video_dir: Path | None = None) -> Vecto
         kwargs = {}
     if video_dir:
         kwargs["render_mode"] = "rgb_array"
-        kwargs["wrappers"] += [lambda env: RecordVideo(env, str(video_dir))]
-    try:
+        kwargs["wrappers"] += [lambda env: gym.wrappers.RecordVideo(env, video_dir)]
+    with explained(f"--env-id {args.env_id}", (gym.error.Error, ModuleNotFoundError)):
         envs = gym.make_vec(args.env_id, num_envs, mode, **kwargs)
-    except (gym.error.Error, ModuleNotFoundError) as error:
-        raise UserError(f"--env-id {args.env_id}: {error}") from error
     obs, action = envs.single_observation_space, envs.single_action_space
-    if isinstance(action, Box):
-        raise UserError(f"{args.env_id} has continuous actions: use ppo_continuous.py")
     if not (isinstance(obs, Box) and isinstance(action, Discrete) and action.start == 0):
-        raise UserError(f"{args.env_id} has {obs} and {action}, not a Box and a Discrete from 0")
+        hint = "(Box actions: ppo_continuous.py; others: FlattenObservation)"
+        raise UserError(f"{args.env_id} has {obs} and {action}, not Box and Discrete from 0 {hint}")
     if envs.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP:
         raise UserError(f"{args.env_id} must be of AutoresetMode.SAME_STEP")
     return RecordEpisodeStatistics(envs)
@@ -151,7 +149,8 @@ class RunningMeanStd(nn.Module):
 
     def update(self, samples: Tensor) -> None:
         """Merges in the moments of samples (B, *shape) (Chan et al. 1979)."""
-        mean = average(samples.double().mean(0))
+        samples = samples.double()
+        mean = average(samples.mean(0))
         var = average(((samples - mean) ** 2).mean(0))
         self.count += len(samples)
         weight = len(samples) / self.count
@@ -159,22 +158,21 @@ class RunningMeanStd(nn.Module):
         self.mean += weight * (mean - self.mean)
 
 
-class RewardScaler(nn.Module):
+class RewardScaler(RunningMeanStd):
     """Divides rewards by the running standard deviation of their discounted sum."""
 
-    def __init__(self, num_envs: int, gamma: float) -> None:
-        super().__init__()
-        self.gamma, self.stats = gamma, RunningMeanStd(())
-        self.discounted_sum = np.zeros(num_envs)
+    def __init__(self, gamma: float) -> None:
+        super().__init__(())
+        self.gamma, self.sum = gamma, 0.0
 
     def update_and_scale(self, rewards: Tensor, done: Tensor) -> Tensor:
-        """Takes in rewards (T, N), scales them. done (T, N) marks the last of each episode."""
+        """Takes in, then scales, rewards (T, N). done (T, N) marks ends of episodes."""
         sums = []
         for reward, last in zip(rewards.cpu().numpy(), done.cpu().numpy()):
-            sums.append(self.gamma * self.discounted_sum + reward)
-            self.discounted_sum = sums[-1] * ~last
-        self.stats.update(torch.as_tensor(np.concatenate(sums)))
-        return rewards / (self.stats.var + 1e-8).sqrt().float()
+            sums.append(self.gamma * self.sum + reward)
+            self.sum = sums[-1] * ~last
+        self.update(torch.as_tensor(np.concatenate(sums)))
+        return rewards / (self.var + 1e-8 * self.mean**2 + 1e-30).sqrt().float()
 
 
 def mlp(inputs: int, outputs: int, out_gain: float) -> nn.Sequential:
@@ -194,14 +192,14 @@ class Agent(nn.Module):
         super().__init__()
         obs_shape, num_actions = envs.single_observation_space.shape, int(envs.single_action_space.n)
         self.actor = mlp(math.prod(obs_shape), num_actions, out_gain=0.01)  # at first equally likely
-        self.critic = mlp(math.prod(obs_shape), 1, out_gain=1.0)
+        self.critic = mlp(math.prod(obs_shape), 1, out_gain=0.01)  # a useless guess misleads
         self.obs_stats = RunningMeanStd(obs_shape)
         self.norm_obs = args.norm_obs
 
     def forward(self, obs: Tensor) -> tuple[Distribution, Tensor]:
         """For observations (B, *O): the policy π_θ(·|s) over actions (B,), and V(s) (B,)."""
         if self.norm_obs:
-            obs = (obs - self.obs_stats.mean) / (self.obs_stats.var + 1e-8).sqrt()
+            obs = (obs.double() - self.obs_stats.mean) / (self.obs_stats.var + 1e-8).sqrt()
             obs = obs.clamp(-10, 10)
         x = obs.float().reshape(len(obs), -1)
         return Categorical(logits=self.actor(x)), self.critic(x).squeeze(-1)
@@ -224,7 +222,7 @@ class Rollout(NamedTuple):
     next_values: Tensor  # (T, N), V of the state after a_t; arbitrary where terminated
     rewards: Tensor  # (T, N), r_t
     terminated: Tensor  # (T, N), bool: a_t led to a terminal state
-    done: Tensor  # (T, N), bool: a_t ended its episode: it terminated, or was truncated
+    done: Tensor  # (T, N), bool: the episode ended or was cut off
 
 
 class Batch(NamedTuple):
@@ -254,7 +252,7 @@ def collect(envs: VectorEnv, agent: Agent, obs: np.ndarray, args: Args) -> tuple
         all_log_probs.append(log_probs)
         values[t] = step_values.cpu()
         obs, rewards[t], terminated[t], truncated[t], info = envs.step(actions.cpu().numpy())
-        if truncated[t].any():  # where obs is the next episode's first; info has the last
+        if truncated[t].any():  # obs is the next episode's first; info has the last
             final_obs = to_tensor(np.stack(info["final_obs"][truncated[t]]))
             final_values[t, truncated[t]] = agent(final_obs)[1].cpu()
         if "episode" in info:
@@ -263,15 +261,10 @@ def collect(envs: VectorEnv, agent: Agent, obs: np.ndarray, args: Args) -> tuple
     next_values = np.concatenate([values[1:], last_values[None]])
     next_values[truncated] = final_values[truncated]
     rollout = Rollout(
-        obs=torch.stack(all_obs),
-        actions=torch.stack(all_actions),
-        log_probs=torch.stack(all_log_probs),
-        values=to_tensor(values),
-        next_values=to_tensor(next_values),
-        rewards=to_tensor(rewards),
-        terminated=to_tensor(terminated),
-        done=to_tensor(terminated | truncated),
-    )
+        obs=torch.stack(all_obs), actions=torch.stack(all_actions), log_probs=torch.stack(all_log_probs),
+        values=to_tensor(values), next_values=to_tensor(next_values), rewards=to_tensor(rewards),
+        terminated=to_tensor(terminated), done=to_tensor(terminated | truncated),
+    )  # fmt: skip
     return rollout, obs, episode_returns
 
 
@@ -289,13 +282,9 @@ def compute_gae(rollout: Rollout, gamma: float, gae_lambda: float) -> Tensor:
 def make_batch(rollout: Rollout, advantages: Tensor) -> Batch:
     """The transitions of a rollout, with advantages (T, N) and value targets."""
     batch = Batch(
-        obs=rollout.obs,
-        actions=rollout.actions,
-        old_log_probs=rollout.log_probs,
-        old_values=rollout.values,
-        advantages=advantages,
-        returns=advantages + rollout.values,
-    )
+        obs=rollout.obs, actions=rollout.actions, old_log_probs=rollout.log_probs,
+        old_values=rollout.values, advantages=advantages, returns=advantages + rollout.values,
+    )  # fmt: skip
     return Batch(*(field.flatten(0, 1) for field in batch))
 
 
@@ -326,34 +315,33 @@ def ppo_loss(log_probs: Tensor, values: Tensor, entropy: Tensor, minibatch: Batc
     return loss, {name: metric.detach() for name, metric in metrics.items()}
 
 
-def compute_gradient(agent: Agent, minibatch: Batch, clip_coef: float, args: Args) -> dict[str, Tensor]:
+def compute_gradient(agent: Agent, minibatch: Batch, args: Args) -> dict[str, Tensor]:
     """Leaves the clipped gradient of the loss in the parameters. Returns metrics."""
     if args.norm_adv:
         std, mean = torch.std_mean(minibatch.advantages)
-        minibatch = minibatch._replace(advantages=(minibatch.advantages - mean) / (std + 1e-8))
+        std = std.clamp(min=0.01)  # less is noise
+        minibatch = minibatch._replace(advantages=(minibatch.advantages - mean) / std)
     policy, values = agent(minibatch.obs)
     log_probs, entropy = policy.log_prob(minibatch.actions), policy.entropy()
-    loss, metrics = ppo_loss(log_probs, values, entropy, minibatch, clip_coef=clip_coef,
+    loss, metrics = ppo_loss(log_probs, values, entropy, minibatch, clip_coef=args.clip_coef,
         clip_vloss=args.clip_vloss, vf_coef=args.vf_coef, ent_coef=args.ent_coef)  # fmt: skip
     agent.zero_grad()
     loss.backward()
-    average(*metrics.values(), *(p.grad for p in agent.parameters()))  # over torchrun's processes
+    gradients = [p.grad for p in agent.parameters() if p.grad is not None]
+    average(*metrics.values(), *gradients)  # over torchrun's processes
     metrics["grad_norm"] = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
     return metrics
 
 
-def update(
-    agent: Agent, optimizer: torch.optim.Optimizer, batch: Batch, clip_coef: float, args: Args
-) -> list[dict[str, Tensor]]:
+def update(agent: Agent, optimizer: torch.optim.Adam, batch: Batch, args: Args) -> list[dict[str, Tensor]]:
     """K epochs of gradient steps on minibatches. Returns their metrics."""
     history = []
     compute = compiled(compute_gradient, args)
-    clip_coef = torch.tensor(clip_coef)  # a float would be compiled as a constant
     for _ in range(args.update_epochs):
         permutation = torch.randperm(len(batch.obs), device=args.device)
         for indices in permutation.tensor_split(args.num_minibatches):
             minibatch = Batch(*(field[indices] for field in batch))
-            metrics = compute(agent, minibatch, clip_coef, args)
+            metrics = compute(agent, minibatch, args)
             history.append(metrics)
             # CleanRL looks once an epoch, after its steps; stable-baselines3 allows 1.5 times this.
             if args.target_kl is not None and metrics["approx_kl"] > args.target_kl:
@@ -367,17 +355,15 @@ def train(args: Args) -> Agent:
     with closing(Run(args)) as run:
         envs, agent, optimizer, obs = run.envs, run.agent, run.optimizer, run.obs
         for iteration in range(run.first_iteration, args.num_iterations):
-            remaining = 1 - iteration / args.num_iterations
-            optimizer.param_groups[0]["lr"] = args.learning_rate * (remaining if args.anneal_lr else 1)
-            clip_coef = args.clip_coef * (remaining if args.anneal_clip_coef else 1)
-
+            remaining = 1 - iteration / args.num_iterations if args.anneal_lr else 1
+            optimizer.param_groups[0]["lr"] = remaining * args.learning_rate
             rollout, obs, episode_returns = collect(envs, agent, obs, args)
             if args.norm_reward:
                 scaled = run.reward_scaler.update_and_scale(rollout.rewards, rollout.done)
                 rollout = rollout._replace(rewards=scaled)
             advantages = compute_gae(rollout, args.gamma, args.gae_lambda)
             batch = make_batch(rollout, advantages)
-            history = update(agent, optimizer, batch, clip_coef, args)
+            history = update(agent, optimizer, batch, args)
             agent.obs_stats.update(batch.obs)  # not before: it would move π_θ away from π_old
             run.record(iteration, history, episode_returns)
     run.evaluate()
@@ -393,15 +379,12 @@ def compiled(function: Any, args: Args) -> Any:
     return torch.compile(function, options={"cpp.use_decompose_tanh": True})
 
 
-def average(*tensors: Tensor | None) -> Tensor:
+def average(*tensors: Tensor) -> Tensor:
     """Sets tensors to their means over torchrun's processes."""
     if dist.is_initialized():
-        present = [tensor for tensor in tensors if tensor is not None]
-        flat = torch.cat([tensor.flatten() for tensor in present])
+        flat = nn.utils.parameters_to_vector(tensors)
         dist.all_reduce(flat)
-        means = (flat / dist.get_world_size()).split([tensor.numel() for tensor in present])
-        for tensor, mean in zip(present, means):
-            tensor.copy_(mean.view_as(tensor))
+        nn.utils.vector_to_parameters(flat / dist.get_world_size(), tensors)
     return tensors[0]
 
 
@@ -412,31 +395,30 @@ def evaluate(path: Path, args: Args) -> list[float]:
     agent = Agent(envs, args).to(args.device)
     load_checkpoint(path, agent=agent)
     obs, _ = envs.reset(seed=args.seed)
-    returns = []
-    for _ in range(30_000 * args.eval_episodes):  # some environments never end
+    returns, limit = [], 30_000 * args.eval_episodes  # some episodes never end
+    for _ in tqdm(range(limit), "evaluation", leave=False):
         policy, _ = agent(torch.as_tensor(obs, device=args.device))
         obs, _, _, _, info = envs.step(policy.mode.cpu().numpy())
         returns += info["episode"]["r"].tolist() if "episode" in info else []
         if len(returns) == args.eval_episodes:
             break
     envs.close()
-    print(f"evaluation: {len(returns)} episodes, return {np.mean(returns):.2f}, std {np.std(returns):.2f}")
+    stats = f", return {np.mean(returns):.5g}, std {np.std(returns):.5g}" if returns else f" in {limit} steps"
+    print(f"evaluation: {len(returns)} episodes{stats}")
     return returns
 
 
 def load_checkpoint(path: Path, **parts: Any) -> dict[str, Any]:
-    """A checkpoint, with args as Args. Loads parts from it, such as agent=agent."""
-    try:
+    """A checkpoint, with args as Args. Loads parts, such as agent=agent."""
+    with explained(f"cannot load {path}"):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         for name, part in parts.items():
             part.load_state_dict(checkpoint[name])
         return checkpoint | {"args": Args(**checkpoint["args"])}
-    except Exception as error:
-        raise UserError(f"cannot load {path}: {' '.join(str(error).split())}") from error
 
 
 class Run:
-    """What surrounds the algorithm: set-up, logs, checkpoints."""
+    """Set-up, logs, checkpoints."""
 
     def __init__(self, args: Args) -> None:
         check(args)
@@ -444,15 +426,17 @@ class Run:
         if dist.is_torchelastic_launched():
             dist.init_process_group()
             self.rank, world_size = dist.get_rank(), dist.get_world_size()
-        if args.num_envs % world_size or args.batch_size < 2 * args.num_minibatches * world_size:
-            raise UserError(f"{world_size} processes must divide --num-envs {args.num_envs} and minibatches")
+        if args.num_envs % world_size:
+            raise UserError(f"num_envs {args.num_envs}: must be a multiple of {world_size} processes")
         torch.set_num_threads(1)
         torch.manual_seed(args.seed)
         Distribution.set_default_validate_args(False)
         self.envs = make_envs(args, args.num_envs // world_size)
+        if (size := math.prod(self.envs.single_observation_space.shape)) > 3000:
+            print(f"warning: an MLP over {size:,} numbers, no convolutions", file=sys.stderr)
         self.agent = Agent(self.envs, args).to(args.device)
         self.optimizer = torch.optim.Adam(self.agent.parameters(), args.learning_rate, eps=1e-5, fused=True)
-        self.reward_scaler = RewardScaler(self.envs.num_envs, args.gamma)
+        self.reward_scaler = RewardScaler(args.gamma)
         self.saved = {"agent": self.agent, "optimizer": self.optimizer, "reward_scaler": self.reward_scaler}
         step = load_checkpoint(args.resume, **self.saved)["global_step"] if args.resume else 0
         self.first_iteration = math.ceil(step / args.batch_size)
@@ -462,19 +446,16 @@ class Run:
         torch.manual_seed(seeds[0])
         self.returns = []
         self.bar = tqdm(total=args.total_timesteps, initial=step, disable=self.rank > 0)
+        self.bar.set_postfix_str("no episode has ended yet")
         if self.rank > 0:
             return
         run = re.sub(r"[^\w.-]", "_", f"{args.env_id}__{Path(__file__).stem}__{args.seed}__{datetime.now()}")
-        self.path = Path(args.resume or f"runs/{run}/checkpoint.pt")
+        self.path = args.resume or Path(f"runs/{run}/checkpoint.pt")
         if args.track:
-            try:
+            with explained("--track"):
                 import wandb
 
-                wandb.init(
-                    project=args.wandb_project_name, name=run, config=vars(args), sync_tensorboard=True
-                )
-            except Exception as error:
-                raise UserError(f"--track: {error}") from error
+                wandb.init(name=run, config=vars(args), sync_tensorboard=True)
         self.writer = SummaryWriter(self.path.parent, flush_secs=10)
         print(f"checkpoint: {self.path}", flush=True)
 
@@ -489,7 +470,7 @@ class Run:
         self.returns = (self.returns + returns)[-100:]
         if self.returns:
             metrics["episodic_return"] = sum(self.returns) / len(self.returns)
-            self.bar.set_postfix_str(f"return {metrics['episodic_return']:.1f}")
+            self.bar.set_postfix_str(f"return {metrics['episodic_return']:.5g}")
         for name, value in metrics.items():
             self.writer.add_scalar(name, value, step)
         self.bar.update(args.batch_size)
@@ -515,30 +496,44 @@ class UserError(ValueError):
     """Arguments that can't work."""
 
 
+@contextmanager
+def explained(what: str, errors: Any = Exception) -> Any:
+    """Errors as a UserError of one line."""
+    try:
+        yield
+    except errors as error:
+        raise UserError(f"{what}: {' '.join(str(error).split())}") from error
+
+
 def check(args: Args) -> None:
     """Raises UserError if args cannot work."""
     may_be_0 = ("seed", "gamma", "gae_lambda", "ent_coef", "vf_coef", "target_kl")
     for name, value in vars(args).items():
         rule = "0 or more" if name in may_be_0 else "more than 0"
         if type(value) in (int, float) and not (value > 0 or (value == 0 and name in may_be_0)):
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be {rule}")
+            raise UserError(f"{name} {value}: must be {rule}")
     if max(args.gamma, args.gae_lambda) > 1:
-        raise UserError(f"--gamma {args.gamma}, --gae-lambda {args.gae_lambda}: at most 1")
+        raise UserError(f"gamma {args.gamma}, gae_lambda {args.gae_lambda}: at most 1")
     if not 2 * args.num_minibatches <= args.batch_size <= args.total_timesteps:
         rule = f"2 * {args.num_minibatches} minibatches to {args.total_timesteps} timesteps"
         raise UserError(f"num_envs * num_steps = {args.batch_size}: must be from {rule}")
+    if args.capture_video:
+        hint = "--capture-video (no display? set MUJOCO_GL=egl)"
+        with TemporaryDirectory() as d, closing(make_envs(args, 1, Path(d, "film"))) as envs, explained(hint):
+            envs.reset()
 
 
 def main() -> None:
     """The command line. A user's mistake costs one line and exit status 2."""
+    sys.stdout.reconfigure(errors="replace")  # it may have no γ
     try:
         args = tyro.cli(Args)
         path = args.evaluate or args.resume
-        if path:  # flags that are not given are as saved
+        if path:  # flags not given are as saved
             args = tyro.cli(Args, default=load_checkpoint(path)["args"])
         if args.evaluate:
             check(args)
-            evaluate(Path(args.evaluate), args)
+            evaluate(args.evaluate, args)
         else:
             train(args)
     except UserError as error:

@@ -261,8 +261,6 @@ CLAIMS = (
     )),
     Claim("4", "ε: 0.05 very slow, stable; 0.1 slow; 0.2 moderate; 0.3 fast, unstable; 0.5 often collapses",
           varied("clip-coef", (0.05, 0.1, 0.2, 0.3, 0.5, "inf"), FREE)),
-    Claim("5", "A clip that shrinks is better than a fixed one",
-          (DEFAULTS, Variant("annealed", "anneal_clip", "--anneal-clip-coef"))),
     Claim("6", "Early stopping on the KL divergence helps beside the clip",
           (CLIP, *varied("target-kl", (0.01, 0.02)), DEFAULTS, *varied("target-kl", (0.05,)))),
     Claim("7", "A penalty with an adaptive β does the same as the clip, with more tuning", (

@@ -47,7 +47,7 @@ def start(*command, **env):
     env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"} | env
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     command = [sys.executable, *map(str, command)]
-    process = subprocess.Popen(command, env=env, text=True, start_new_session=True, **pipes)
+    process = subprocess.Popen(command, env=env, text=True, errors="replace", start_new_session=True, **pipes)
     started.append(process)
     return process
 
@@ -57,6 +57,19 @@ def no_process_outlives_its_test():
     yield
     while started:
         started.pop().kill()
+
+
+@pytest.fixture
+def main(ppo, monkeypatch, capsys):
+    """What the command line answers: (exit status, stderr)."""
+
+    def call(*flags):
+        monkeypatch.setattr("sys.argv", [ppo.__file__, *map(str, flags)])
+        with pytest.raises(SystemExit) as stop:
+            ppo.main()
+        return stop.value.code, capsys.readouterr().err
+
+    return call
 
 
 def checkpoint():

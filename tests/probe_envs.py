@@ -210,25 +210,15 @@ class DictObs(Probe):
     observation_space = gym.spaces.Dict({"x": gym.spaces.Box(-1, 1, (1,))})
 
 
-for name, probe, kwargs, limit in (
-    ("Truncated", Constant, {}, 5),
-    ("Terminated", Constant, {"terminates": True}, None),
-    ("Countdown", Countdown, {}, None),
-    ("Match", Match, {}, None),
-    ("Counter", Counter, {}, None),
-    ("Ragged", Ragged, {}, None),
-    ("Same", Same, {}, None),
-    ("Echo", Echo, {}, None),
-    ("Raises", Worst, {}, None),
-    ("Lopsided", Lopsided, {}, None),
-    ("Global", Global, {}, None),
-    ("BrokenConstructor", BrokenConstructor, {}, None),
-    ("Info", Info, {}, None),
-    ("NanObs", Broken, {"where": "obs", "at": 20, "value": np.nan}, None),
-    ("NanReward", Broken, {"where": "reward", "at": 20, "value": np.nan}, None),
-    ("InfReward", Broken, {"where": "reward", "at": 20, "value": np.inf}, None),
-    ("FromOne", FromOne, {}, None),
-    ("Unbounded", Unbounded, {}, None),
-    ("DictObs", DictObs, {}, None),
+gym.register("Truncated-v0", Constant, max_episode_steps=5)
+gym.register("Terminated-v0", Constant, kwargs={"terminates": True})
+for name, where, value in (
+    ("NanObs", "obs", np.nan),
+    ("NanReward", "reward", np.nan),
+    ("InfReward", "reward", np.inf),
 ):
-    gym.register(f"{name}-v0", probe, max_episode_steps=limit, kwargs=kwargs)
+    gym.register(f"{name}-v0", Broken, kwargs={"where": where, "at": 20, "value": value})
+for probe in (Countdown, Match, Counter, Ragged, Same, Echo, Worst, Lopsided, Global, Info):
+    gym.register(f"{probe.__name__}-v0", probe)
+for probe in (BrokenConstructor, FromOne, Unbounded, DictObs):
+    gym.register(f"{probe.__name__}-v0", probe)

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
-import probe_envs
 import pytest
 import torch
 from conftest import small
@@ -80,7 +79,7 @@ def test_logged_scores_are_the_true_ones_of_whole_games(game, protocol):
     plain = {"repeat_action_probability": 0.25 * (protocol == "machado"), "reward_clipping": False}
     mode = gym.vector.AutoresetMode.SAME_STEP
     envs = gym.make_vec(
-        args.game, 4, "vector_entry_point", life_loss_info=False, autoreset_mode=mode, **plain
+        f"ale_py:ALE/{game}-v5", 4, "vector_entry_point", life_loss_info=False, autoreset_mode=mode, **plain
     )
     *_, expected = play(gym.wrappers.vector.RecordEpisodeStatistics(envs), 1000)
     assert scores(infos) == scores(expected) and len(scores(infos)) >= 3
@@ -95,22 +94,6 @@ def test_each_step_is_4_frames_and_a_game_starts_with_up_to_30_frames_of_waiting
     assert starts.min() >= 0 and starts.max() <= 30 and len(set(starts.tolist())) > 6
     *_, info = envs.step(np.zeros(16, dtype=np.int64))
     assert (info["episode_frame_number"] == starts + 4).all()
-
-
-def test_both_names_of_a_game_are_the_same_game():
-    for env_id in ("Breakout", "ALE/Breakout-v5", "ale_py:ALE/Breakout-v5"):
-        args = ppo.Args(env_id)
-        ppo.check(args)
-        assert args.game == "ale_py:ALE/Breakout-v5"
-        assert ppo.make_envs(args, 1).single_action_space.n == 4
-
-
-def test_every_action_of_the_policy_is_one_of_the_games():
-    """An action that a game does not have would make ALE wait for ever."""
-    for game in ("Breakout", "Pong", "Boxing"):
-        envs = ppo.make_envs(ppo.Args(game), 1)
-        policy, _ = ppo.Agent(envs, ppo.Args(game))(torch.zeros(2, 4, 84, 84, dtype=torch.uint8))
-        assert policy.logits.shape == (2, envs.single_action_space.n)
 
 
 @pytest.fixture
@@ -142,9 +125,8 @@ def test_the_network_is_the_one_of_mnih_et_al(agents):
     policy, values = exact(frames)
     expected = (x @ weights[8].T + weights[9]).log_softmax(-1)
     torch.testing.assert_close(policy.logits.double(), expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(
-        values.double(), (x @ weights[10].T + weights[11]).squeeze(-1), rtol=1e-4, atol=1e-4
-    )
+    expected = (x @ weights[10].T + weights[11]).squeeze(-1)
+    torch.testing.assert_close(values.double(), expected, rtol=1e-4, atol=1e-4)
     assert (policy.probs - 1 / 6).abs().max() < 0.01  # all actions start equally likely
 
 
@@ -160,18 +142,6 @@ def test_bf16_is_close_and_keeps_weights_and_loss_in_float32(agents):
     assert not torch.equal(values16.bfloat16().float(), values16)  # nor are values rounded to bfloat16
 
 
-class Lights(probe_envs.Match):
-    """A bright left or right half of the screen; the action that has its side pays."""
-
-    observation_space = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
-
-    def obs(self):
-        frames = np.zeros((4, 84, 84), np.uint8)
-        frames[:, :, 42:] = 255 * (getattr(self, "sign", 1.0) > 0)
-        frames[:, :, :42] = 255 - frames[:, :, 42:]
-        return frames
-
-
 def a_rollout(game, num_steps, envs=None, **flags):
     args = ppo.Args(game, num_envs=4, num_steps=num_steps, threads=1, **flags)
     envs = envs or ppo.make_envs(args, 4)
@@ -184,9 +154,8 @@ def test_what_is_learned_from_is_the_sign_of_the_reward_and_what_is_logged_is_no
     *_, episode_returns = a_rollout("SpaceInvaders", 500)
     assert max(episode_returns) > 20
     seen, compute_gae = [], ppo.compute_gae
-    monkeypatch.setattr(
-        ppo, "compute_gae", lambda rollout, *c: seen.append(rollout.rewards) or compute_gae(rollout, *c)
-    )
+    spy = lambda rollout, *c: seen.append(rollout.rewards) or compute_gae(rollout, *c)  # noqa: E731
+    monkeypatch.setattr(ppo, "compute_gae", spy)
     monkeypatch.setattr(ppo, "evaluate", lambda *_: None)
     ppo.train(small(ppo, env_id="SpaceInvaders", num_steps=150, total_timesteps=600))
     assert set(seen[0].flatten().tolist()) == {0.0, 1.0}  # aliens are worth 5 to 30 each
@@ -242,24 +211,8 @@ def test_a_game_cut_off_by_its_limit_of_frames_is_bootstrapped_from_the_frames_i
     assert (last[:, :3] == twin[:, :3]).all() and ((last[:, 3] != twin[:, 3]).sum((1, 2)) < 100).all()
     with torch.no_grad():
         np.testing.assert_allclose(rollout.next_values[14], agent(seen[15])[1], rtol=1e-4)
-    assert (
-        (rollout.next_values[14] - rollout.values[15]).abs() > 1e-3
-    ).all()  # what came next was a new game
-
-
-def test_the_network_learns_what_it_sees(monkeypatch):
-    monkeypatch.setenv("PROBE_ACTIONS", "Discrete")
-    mode = gym.vector.AutoresetMode.SAME_STEP
-    envs = gym.vector.SyncVectorEnv([Lights] * 8, autoreset_mode=mode)
-    args = ppo.Args(num_envs=8, num_steps=16, learning_rate=1e-3)
-    torch.manual_seed(1)
-    agent, (obs, _) = ppo.Agent(envs, args), envs.reset(seed=list(range(8)))
-    optimizer = torch.optim.Adam(agent.parameters(), 1e-3, eps=1e-5)
-    for _ in range(15):
-        rollout, obs, _ = ppo.collect(envs, agent, obs, args)
-        batch = ppo.make_batch(rollout, ppo.compute_gae(rollout, 0.9, 0.9))
-        ppo.update(agent, optimizer, batch, args.clip_coef, args)
-    assert rollout.rewards.mean() > 0.8
+    new_game = rollout.values[15]
+    assert ((rollout.next_values[14] - new_game).abs() > 1e-3).all()
 
 
 def test_a_film_shows_a_whole_game_and_leaves_the_environments_of_the_training_as_they_are():

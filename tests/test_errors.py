@@ -14,44 +14,31 @@ MISTAKES = {
     "--num-envs 16 --num-steps 128 --num-minibatches 1500": r"2048: must be from 2 \* 1500 minibatches",
     "--num-envs 16 --num-steps 128 --total-timesteps 100": r"2048: must be .* to 100 timesteps",
     "--num-steps 1 --num-envs 1": r"num_envs \* num_steps = 1",
-    "--gamma 1.5": r"--gamma 1.5.* at most 1",
-    "--gae-lambda nan": r"--gae-lambda nan: must be 0 or more",
-    "--clip-coef 0": r"--clip-coef 0.0: must be more than 0",
-    "--learning-rate 0": r"--learning-rate 0.0: must be more than 0",
-    "--ent-coef nan": r"--ent-coef nan: must be 0 or more",
-    "--seed -1": r"--seed -1: must be 0 or more",
-    "--num-envs 0": r"--num-envs 0: must be more than 0",
-    "--update-epochs 0": r"--update-epochs 0: must be more than 0",
-    "--eval-episodes 0": r"--eval-episodes 0: must be more than 0",
+    "--gamma 1.5": r"gamma 1.5.* at most 1",
+    "--gae-lambda nan": r"gae_lambda nan: must be 0 or more",
+    "--clip-coef 0": r"clip_coef 0.0: must be more than 0",
+    "--learning-rate 0": r"learning_rate 0.0: must be more than 0",
+    "--ent-coef nan": r"ent_coef nan: must be 0 or more",
+    "--seed -1": r"seed -1: must be 0 or more",
+    "--num-envs 0": r"num_envs 0: must be more than 0",
+    "--update-epochs 0": r"update_epochs 0: must be more than 0",
+    "--eval-episodes 0": r"eval_episodes 0: must be more than 0",
     "--resume nothing.pt": r"cannot load nothing.pt: .*No such file",
     "--evaluate .": r"cannot load \.:",
 }
 ENVIRONMENTS = {
     ("ppo_continuous", "Pendulumm-v1"): r"Did you mean: `Pendulum`",
     ("ppo_discrete", "CartPool-v1"): r"Did you mean: `CartPole`",
-    ("ppo_continuous", "CartPole-v1"): r"CartPole-v1 has Discrete actions: use ppo_discrete.py$",
-    ("ppo_discrete", "Pendulum-v1"): r"Pendulum-v1 has continuous actions: use ppo_continuous.py$",
-    ("ppo_continuous", "probe_envs:DictObs-v0"): r"has Dict.*, not a Box and a bounded Box",
-    ("ppo_continuous", "probe_envs:Unbounded-v0"): r"has .*inf.*, not a Box and a bounded Box",
-    ("ppo_discrete", "probe_envs:FromOne-v0"): r"start=1.*, not a Box and a Discrete from 0",
+    ("ppo_continuous", "CartPole-v1"): r"CartPole-v1 has .*, not Box and bounded Box .*ppo_discrete.py",
+    ("ppo_discrete", "Pendulum-v1"): r"Pendulum-v1 has .*, not Box and Discrete .*ppo_continuous.py",
+    ("ppo_continuous", "probe_envs:DictObs-v0"): r"has Dict.*, not Box and bounded Box .*FlattenObservation",
+    ("ppo_continuous", "probe_envs:Unbounded-v0"): r"has .*inf.*, not Box and bounded Box",
+    ("ppo_discrete", "probe_envs:FromOne-v0"): r"start=1.*, not Box and Discrete from 0",
     ("ppo_discrete", "no_such_module:X-v0"): r"No module named 'no_such_module'",
     ("ppo_atari", "CartPole-v1"): r"CartPole-v1 is not an Atari game",
     ("ppo_atari", "Breakouf"): r"Did you mean: `Breakout`",
     ("ppo_discrete", "CartPole-v1 --vectorization vector_entry_point"): r"must be of AutoresetMode.SAME_STEP",
 }
-
-
-@pytest.fixture
-def main(ppo, monkeypatch, capsys):
-    """What the command line answers: (exit status, stderr)."""
-
-    def call(*flags):
-        monkeypatch.setattr("sys.argv", [ppo.__file__, *map(str, flags)])
-        with pytest.raises(SystemExit) as stop:
-            ppo.main()
-        return stop.value.code, capsys.readouterr().err
-
-    return call
 
 
 @pytest.mark.parametrize("flags", MISTAKES)
@@ -96,7 +83,7 @@ def test_given_flags_replace_those_of_a_checkpoint_and_the_others_stay(ppo, monk
     assert process.returncode == 0 and out.splitlines() == [printed], err  # what the training printed
 
 
-@pytest.mark.parametrize("where", ["Raises", "BrokenConstructor"])
+@pytest.mark.parametrize("where", ["Worst", "BrokenConstructor"])
 def test_an_error_in_a_users_environment_keeps_its_traceback(ppo, where):
     with pytest.raises(ValueError, match="fell off") as error:
         ppo.train(small(ppo, env_id=f"probe_envs:{where}-v0", num_steps=1024, total_timesteps=4096))

@@ -49,16 +49,6 @@ def test_gae_is_the_written_out_sum(gamma, lam, p_end):
     np.testing.assert_allclose(gae(*rollout, gamma, lam), gae_as_a_sum(*rollout, gamma, lam), atol=1e-12)
 
 
-def test_gae_by_hand():
-    """One environment with γ = λ = 1/2, V = 4 now and V = 8 afterwards, r = 1."""
-    cases = {(False, False): 1 + 4 - 4, (True, True): 1 - 4, (False, True): 1 + 4 - 4}
-    for (terminated, done), delta in cases.items():
-        one = np.ones((2, 1))
-        advantages = gae(one, 4 * one, 8 * one, [[terminated], [False]], [[done], [False]], 0.5, 0.5)
-        assert advantages[1, 0] == 1  # the rollout's end bootstraps
-        assert advantages[0, 0] == delta + (0 if done else 0.25 * 1)
-
-
 def test_gae_leaves_its_inputs_alone():
     tensors = [torch.rand(9, 2) for _ in range(3)] + [torch.rand(9, 2) < 0.2 for _ in range(2)]
     before = [tensor.clone() for tensor in tensors]
@@ -140,15 +130,6 @@ def test_gradient_is_that_of_finite_differences_and_zero_where_the_clip_says(cli
     assert (gradients[0][stopped] == 0).all() and (gradients[0][~stopped] != 0).all()
 
 
-def test_at_the_old_policy_the_gradient_is_the_policy_gradient():
-    _, values, entropy, batch = random_batch()
-    new = batch.old_log_probs.clone().requires_grad_()
-    loss, metrics = ppo.ppo_loss(new, values, entropy, batch, **COEFS)
-    (gradient,) = torch.autograd.grad(loss, new)
-    torch.testing.assert_close(gradient, -batch.advantages / len(new))
-    assert metrics["approx_kl"] == 0 and metrics["clip_fraction"] == 0
-
-
 def test_approx_kl_estimates_the_divergence_from_the_old_policy():
     old, new = Normal(torch.tensor(0.0).double(), 1.0), Normal(torch.tensor(0.15).double(), 1.1)
     torch.manual_seed(0)
@@ -156,9 +137,8 @@ def test_approx_kl_estimates_the_divergence_from_the_old_policy():
     batch = ppo.Batch(zero, zero, old.log_prob(actions), zero, zero, zero)
     _, metrics = ppo.ppo_loss(new.log_prob(actions), zero, zero, batch, **COEFS)
     assert metrics["approx_kl"].item() == pytest.approx(kl_divergence(old, new).item(), rel=0.01)
-    assert metrics["approx_kl"].item() != pytest.approx(
-        kl_divergence(new, old).item(), rel=0.05
-    )  # not the reverse
+    reverse = kl_divergence(new, old).item()
+    assert metrics["approx_kl"].item() != pytest.approx(reverse, rel=0.05)
 
 
 # ---- the gradient of a batch, beside stable-baselines3's ------------------------------------------
@@ -199,7 +179,7 @@ def test_the_gradient_of_a_batch_is_stable_baselines3s(norm_adv, ent_coef):
     theirs.optimizer.step = lambda: None  # keep the gradient
     model.train()
 
-    ppo.compute_gradient(agent, batch, args.clip_coef, args)
+    ppo.compute_gradient(agent, batch, args)
     for their_layer, our_layer in pairs:
         for name in ("weight", "bias"):
             got, expected = getattr(our_layer, name).grad, getattr(their_layer, name).grad
@@ -235,7 +215,7 @@ def test_rewards_are_divided_by_the_std_of_the_discounted_sum_over_all_rollouts_
             of_env.append(total)
             total = 0.0 if end else total
         sums.append(of_env)
-    scaler = ppo.RewardScaler(3, 0.9)
+    scaler = ppo.RewardScaler(0.9)
     for start, end in ((0, 10), (10, 11), (11, 30)):  # an episode may span several rollouts
         part = slice(start, end)
         got = scaler.update_and_scale(torch.tensor(rewards[part]), torch.tensor(done[part]))
@@ -244,9 +224,8 @@ def test_rewards_are_divided_by_the_std_of_the_discounted_sum_over_all_rollouts_
 
 def test_layers_start_orthogonal_times_gain_and_make_the_function_they_name():
     network = ppo.mlp(17, 6, out_gain=0.3)
-    for layer, gain, shape in zip(
-        network[::2], (2**0.5, 2**0.5, 0.3), ((64, 17), (64, 64), (6, 64)), strict=True
-    ):
+    gains, shapes = (2**0.5, 2**0.5, 0.3), ((64, 17), (64, 64), (6, 64))
+    for layer, gain, shape in zip(network[::2], gains, shapes, strict=True):
         assert layer.weight.shape == shape and (layer.bias == 0).all()
         singular_values = torch.linalg.svdvals(layer.weight)
         torch.testing.assert_close(singular_values, torch.full_like(singular_values, gain))

@@ -54,18 +54,10 @@ def test_a_script_stays_within_its_budgets(path):
 
 
 @pytest.mark.parametrize("path", PATHS, ids=SCRIPTS)
-def test_nothing_in_the_algorithm_knows_of_processes_checkpoints_or_logs(path):
-    """But for average(...), compiled(...) and what train asks of its run."""
-    source = path.read_text()
-    algorithm = source[source.index("class Rollout") : source.index("# ---- Around the algorithm")]
-    assert not re.search(r"dist\.|torch\.compile|checkpoint|writer|tqdm|wandb|SummaryWriter", algorithm)
-    assert algorithm.count("average(") == 1 and algorithm.count("compiled(") == 2
-
-
-@pytest.mark.parametrize("path", PATHS, ids=SCRIPTS)
 def test_a_copy_alone_in_a_folder_says_what_it_can_do(path):
+    """Also where there are no Greek letters, as in pipes on Windows."""
     Path("mine.py").write_text(path.read_text())
-    process = start("mine.py", "--help")
+    process = start("mine.py", "--help", PYTHONIOENCODING="ascii")
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 0 and "--clip-coef" in out and "--no-anneal-lr" in out, err
+    assert process.returncode == 0 and "--clip-coef" in out and "the discount" in out, err
     assert [item.name for item in Path().iterdir()] == ["mine.py"]  # nothing happens on import

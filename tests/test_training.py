@@ -3,6 +3,7 @@
 import copy
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,15 @@ import ppo_continuous
 
 
 def train(ppo, name, total_timesteps=10_000, **flags):
-    defaults = {
-        "num_envs": 8,
-        "num_steps": 32,
-        "num_minibatches": 4,
-        "update_epochs": 8,
+    defaults = {"num_envs": 8, "num_steps": 32, "num_minibatches": 4, "update_epochs": 8}
+    defaults |= {
         "learning_rate": 5e-3,
+        "gamma": 0.9,
+        "norm_obs": False,
+        "norm_reward": False,
+        "eval_episodes": 1,
+        "target_kl": None,
     }
-    defaults |= {"gamma": 0.9, "norm_obs": False, "norm_reward": False, "eval_episodes": 1, "target_kl": None}
     return ppo.train(ppo.Args(f"probe_envs:{name}-v0", total_timesteps=total_timesteps, **(defaults | flags)))
 
 
@@ -67,13 +69,12 @@ def test_an_entropy_bonus_keeps_the_policy_wide(ppo):
 
 def test_a_real_task_is_learned(ppo):
     """Random policies get about -1200 in Pendulum and 22 in CartPole."""
-    task, steps, least = {"ppo_continuous": ("Pendulum-v1", 40_000, -400)}.get(
-        ppo.__name__, ("CartPole-v1", 20_000, 300)
-    )
-    flags = {"num_envs": 8, "num_steps": 256, "num_minibatches": 16, "gamma": 0.9, "learning_rate": 1e-3}
-    args = ppo.Args(task, total_timesteps=steps, **flags)
+    args = ppo.Args("CartPole-v1", seed=2, total_timesteps=40_000)
+    if ppo is ppo_continuous:
+        flags = {"num_envs": 8, "num_steps": 256, "num_minibatches": 16, "gamma": 0.9}
+        args = ppo.Args("Pendulum-v1", total_timesteps=40_000, **flags)
     ppo.train(args)
-    assert np.mean(ppo.evaluate(checkpoint(), args)) > least
+    assert np.mean(ppo.evaluate(checkpoint(), args)) > (-400 if ppo is ppo_continuous else 300)
 
 
 # ---- what a run leaves behind ---------------------------------------------------------------------
@@ -112,7 +113,7 @@ def test_it_does_so_where_environments_draw_from_global_generators(ppo, vectoriz
 CHANGES = {"total_timesteps": 320, "learning_rate": 5e-4, "num_envs": 8, "num_steps": 32, "anneal_lr": False}
 CHANGES |= {"gamma": 0.5, "gae_lambda": 0.3, "num_minibatches": 3, "update_epochs": 3, "norm_adv": False}
 CHANGES |= {"clip_coef": 1e-3, "clip_vloss": True, "ent_coef": 0.1, "vf_coef": 2.0, "max_grad_norm": 1e-3}
-CHANGES |= {"target_kl": 1e-9, "anneal_clip_coef": True, "norm_obs": False, "norm_reward": False}
+CHANGES |= {"target_kl": 1e-9, "norm_obs": False, "norm_reward": False}
 
 
 def test_every_flag_of_the_algorithm_changes_what_is_learned(ppo):
@@ -123,19 +124,18 @@ def test_every_flag_of_the_algorithm_changes_what_is_learned(ppo):
         assert changed.isfinite().all() and not torch.equal(changed, unchanged), flag
 
 
-def test_learning_rate_and_clip_fall_linearly_only_with_their_flags(ppo, monkeypatch):
+def test_the_learning_rate_falls_linearly_only_with_its_flag(ppo, monkeypatch):
     seen, update = [], ppo.update
 
-    def spy(agent, optimizer, batch, clip_coef, args):
-        seen.append((optimizer.param_groups[0]["lr"], clip_coef))
-        return update(agent, optimizer, batch, clip_coef, args)
+    def spy(agent, optimizer, batch, args):
+        seen.append(optimizer.param_groups[0]["lr"])
+        return update(agent, optimizer, batch, args)
 
     monkeypatch.setattr(ppo, "update", spy)
     for on in (True, False):
         seen.clear()
-        ppo.train(small(ppo, learning_rate=1e-3, anneal_lr=on, clip_coef=0.4, anneal_clip_coef=on))
-        left = (1, 0.75, 0.5, 0.25) if on else (1, 1, 1, 1)
-        assert np.array(seen) == pytest.approx(np.array([(1e-3 * x, 0.4 * x) for x in left]))
+        ppo.train(small(ppo, learning_rate=1e-3, anneal_lr=on))
+        assert seen == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4] if on else [1e-3] * 4)
 
 
 def test_the_statistics_of_observations_move_only_between_updates(ppo, monkeypatch):
@@ -164,9 +164,8 @@ def test_a_run_leaves_a_folder_with_a_checkpoint_and_logs(ppo, capsys):
     for tag in ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "grad_norm"):
         assert list(scalars(tag)) == [64, 128, 192, 256] and np.isfinite(list(scalars(tag).values())).all()
     out = capsys.readouterr().out
-    assert (
-        f"checkpoint: {checkpoint()}" in out and f"evaluation: {args.eval_episodes} episodes, return " in out
-    )
+    assert f"checkpoint: {checkpoint()}\n" in out
+    assert f"evaluation: {args.eval_episodes} episodes, return " in out
 
 
 def test_the_logged_return_is_the_mean_of_the_last_100_episodes(ppo):
@@ -192,9 +191,8 @@ def test_six_runs_in_a_second_have_six_folders(ppo):
 @pytest.mark.parametrize("where", ["NanObs", "NanReward", "InfReward"])
 def test_what_is_not_finite_stops_the_run_before_it_is_saved(ppo, where):
     """An environment may refuse an action of NaN first."""
-    with pytest.raises(
-        (FloatingPointError, RuntimeError, AssertionError), match=r"not finite at step 128|nan"
-    ):
+    errors = (FloatingPointError, RuntimeError, AssertionError)
+    with pytest.raises(errors, match=r"not finite at step 128|nan"):
         ppo.train(small(ppo, env_id=f"probe_envs:{where}-v0", total_timesteps=640))
     assert not list(Path("runs").glob("*/checkpoint.pt"))
 
@@ -269,9 +267,7 @@ def test_an_evaluation_repeats_plays_whole_episodes_and_leaves_nothing(ppo):
     files = sorted(Path().rglob("*"))
     first = ppo.evaluate(checkpoint(), args)
     assert first == ppo.evaluate(checkpoint(), args) and len(first) == 7 == len(set(first))
-    assert first != ppo.evaluate(
-        checkpoint(), small(ppo, env_id="probe_envs:Ragged-v0", eval_episodes=7, seed=2)
-    )
+    assert first != ppo.evaluate(checkpoint(), replace(args, seed=2))
     assert sorted(Path().rglob("*")) == files
 
 
@@ -291,21 +287,6 @@ def test_a_film_is_made_beside_the_checkpoint(ppo):
     assert len(frames) == 6 and frames.std(0).max() > 20
 
 
-def test_environments_are_closed_when_a_run_ends_and_when_it_fails(ppo, monkeypatch):
-    import probe_envs
-
-    closed = []
-    monkeypatch.setattr(probe_envs.Probe, "close", lambda self: closed.append(1), raising=False)
-    ppo.train(small(ppo))
-    assert len(closed) == 4 + 1
-    with pytest.raises(ValueError, match="fell off"):
-        ppo.train(small(ppo, env_id="probe_envs:Raises-v0", num_steps=1024, total_timesteps=4096))
-    assert len(closed) == 5 + 4
-
-
 def test_the_std_of_the_policy_is_learned_from_its_first_value():
     agent = ppo_continuous.train(small(ppo_continuous, initial_std=0.5))
-    assert (
-        agent.log_std.item() != pytest.approx(math.log(0.5))
-        and abs(agent.log_std.item() - math.log(0.5)) < 0.5
-    )
+    assert 1e-6 < abs(agent.log_std.item() - math.log(0.5)) < 0.5

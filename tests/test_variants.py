@@ -8,7 +8,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from importlib import import_module
-from itertools import count
 from pathlib import Path
 
 import pytest
@@ -92,7 +91,7 @@ def mean_kl(old_agent, agent, obs):
 def gradients(agent, old_agent, minibatch, args, kl_coef):
     """The gradient of the loss, and kl_coef times that of the KL."""
     agent.kl_coef.fill_(kl_coef)
-    penalty.compute_gradient(agent, old_agent, minibatch, args.clip_coef, args)
+    penalty.compute_gradient(agent, old_agent, minibatch, args)
     of_loss = parameters_to_vector([p.grad for p in agent.parameters()])
     agent.zero_grad(set_to_none=False)
     (kl_coef * mean_kl(old_agent, agent, minibatch.obs)).backward()
@@ -105,16 +104,6 @@ def test_the_penalty_adds_beta_times_the_gradient_of_the_kl(double, clip_coef):
     (plain, _), (penalised, expected) = (gradients(*problem, args, kl_coef) for kl_coef in (0.0, 3.0))
     assert expected.norm() > 0.1
     torch.testing.assert_close(penalised - plain, expected, rtol=1e-9, atol=1e-12)
-
-
-def test_where_the_clip_is_flat_only_the_penalty_is_left(double):
-    args, agent, old_agent, minibatch = make_penalised(vf_coef=0.0, clip_coef=0.01)
-    ratio = (agent(minibatch.obs)[0].log_prob(minibatch.actions) - minibatch.old_log_probs).exp()
-    minibatch = minibatch._replace(advantages=(ratio - 1).sign())
-    minibatch = penalty.Batch(*(field[(ratio - 1).abs() > 0.01].detach() for field in minibatch))
-    assert gradients(agent, old_agent, minibatch, replace(args, clip_coef=10.0), 0.0)[0].norm() > 0.1
-    assert (gradients(agent, old_agent, minibatch, args, 0.0)[0] == 0).all()
-    torch.testing.assert_close(*gradients(agent, old_agent, minibatch, args, 3.0))
 
 
 @pytest.mark.parametrize(("ratio", "factor"), [(1.51, 2), (1.49, 1), (0.68, 1), (0.66, 0.5)])
@@ -202,26 +191,6 @@ def test_an_accepted_step_gains_and_stays_in_the_trust_region(problem, max_kl, d
     assert metrics["surrogate_gain"].item() == pytest.approx(gain) and gain > 0 and abs(before) < 1e-6
     promise = g @ (parameters_to_vector(parameters) - start)  # kept by small steps
     assert max_kl > 1e-6 or gain == pytest.approx(promise.item(), rel=1e-2)
-
-
-def test_a_rejected_step_leaves_the_policy_to_the_bit(problem, monkeypatch):
-    agent, batch, args, _ = problem
-    before = parameters_to_vector(agent.parameters())
-    true, falling = trpo.surrogate, count()
-    monkeypatch.setattr(trpo, "surrogate", lambda *given: true(*given) - next(falling))
-    metrics = trpo.policy_step(agent, batch, args)
-    assert next(falling) == 11 and metrics["backtracks"] == 10 and metrics["surrogate_gain"] == 0
-    assert (parameters_to_vector(agent.parameters()) == before).all()
-
-
-def test_the_critic_is_fitted_and_the_policy_is_not(problem):
-    agent, batch, args, parameters = problem
-    batch = batch._replace(returns=batch.obs[:, 0] + batch.obs[:, 1])
-    before = parameters_to_vector(parameters)
-    optimizer = torch.optim.Adam(agent.critic.parameters(), 3e-3)
-    losses = [trpo.fit_critic(agent, optimizer, batch, args).item() for _ in range(5)]
-    assert losses[-1] < 0.02 * losses[0] and (parameters_to_vector(parameters) == before).all()
-    assert optimizer.state[agent.critic[0].weight]["step"] == 5 * args.critic_epochs * args.num_minibatches
 
 
 def test_trpo_says_that_it_works_in_one_process(monkeypatch):
