@@ -64,7 +64,7 @@ from tqdm import tqdm
 class Args:
     # The task
     env_id: str = "Breakout"  # game of ALE, the Arcade Learning Environment; "PongNoFrameskip-v4" works
-    seed: int = 1  # of randomness
+    seed: int = 1
     total_timesteps: int = 10_000_000  # steps of 4 frames, in whole batches
     num_envs: int = 8  # N
     protocol: Literal["classic", "machado"] = "classic"  # see make_envs
@@ -281,10 +281,10 @@ def ppo_loss(log_probs: Tensor, values: Tensor, entropy: Tensor, minibatch: Batc
 
 
 def compute_gradient(agent: Agent, minibatch: Batch, args: Args) -> dict[str, Tensor]:
-    """Leaves the clipped gradient of the loss in the parameters. Returns metrics."""
+    """Leaves the clipped gradient of the loss in p.grad. Returns metrics."""
     if args.norm_adv:
         std, mean = torch.std_mean(minibatch.advantages)
-        std = std.clamp(min=0.01)  # less is noise
+        std = std.clamp(min=0.01)  # or noise wins
         minibatch = minibatch._replace(advantages=(minibatch.advantages - mean) / std)
     policy, values = agent(minibatch.obs)
     log_probs, entropy = policy.log_prob(minibatch.actions), policy.entropy()
@@ -342,7 +342,7 @@ def compiled(function: Any, args: Args) -> Any:
 
 
 def average(*tensors: Tensor) -> Tensor:
-    """Sets tensors to their means over torchrun's processes."""
+    """Averages tensors over processes. Returns the first."""
     if dist.is_initialized():
         flat = nn.utils.parameters_to_vector(tensors)
         dist.all_reduce(flat)
@@ -356,7 +356,7 @@ def evaluate(path: Path, args: Args) -> list[float]:
     envs = make_envs(args, 1, path.parent / "videos" if args.capture_video else None)
     agent = Agent(envs, args).to(args.device)
     load_checkpoint(path, agent=agent)
-    obs, _ = envs.reset(seed=args.seed)
+    obs, _ = envs.reset(seed=args.seed % 2**31)
     torch.manual_seed(args.seed)
     returns, limit = [], 30_000 * args.eval_episodes  # some episodes never end
     for _ in tqdm(range(limit), "evaluation", leave=False):
@@ -403,7 +403,7 @@ class Run:
         seeds = np.random.SeedSequence([args.seed, step]).generate_state(args.num_envs) // 2
         seeds = seeds[self.rank :: world_size].tolist()
         self.obs, _ = self.envs.reset(seed=seeds)
-        torch.manual_seed(seeds[0])
+        torch.manual_seed(seeds[0])  # each its own
         self.returns = []
         self.bar = tqdm(total=args.total_timesteps, initial=step, disable=self.rank > 0)
         self.bar.set_postfix_str("no episode has ended yet")
@@ -444,7 +444,7 @@ class Run:
     def close(self) -> None:
         self.bar.close()
         with warnings.catch_warnings(action="ignore"), suppress(KeyboardInterrupt, BrokenPipeError):
-            self.envs.close()  # async's got Ctrl-C, too
+            self.envs.close()  # workers got Ctrl-C, too
 
     def evaluate(self) -> None:
         if self.rank == 0:
@@ -479,7 +479,7 @@ def check(args: Args) -> None:
         raise UserError(f"num_envs * num_steps = {args.batch_size}: must be from {rule}")
     if args.capture_video:
         hint = "--capture-video (no display? set MUJOCO_GL=egl)"
-        with TemporaryDirectory() as d, closing(make_envs(args, 1, Path(d, "film"))) as envs, explained(hint):
+        with explained(hint), TemporaryDirectory() as d, closing(make_envs(args, 1, Path(d, "film"))) as envs:
             envs.reset()
 
 

@@ -26,7 +26,7 @@ Shapes: T steps, N environments, B transitions; *O of an observation, *A of an a
 paper, from openai/baselines if not noted, besides some defaults:
 
     1. bootstrapping at time limits (Pardo et al. 2018): collect, compute_gae
-    2. standardised observations and advantages, scaled rewards: Agent, compute_gradient, RewardScaler
+    2. standardised observations, advantages, scaled, unclipped rewards: Agent, compute_gradient, RewardScaler
     3. orthogonal weights, Adam's eps, clipped gradients: mlp, Run, compute_gradient
     4. early stopping by the KL (Spinning Up): update
     5. a falling learning rate (in the paper on Atari): train
@@ -65,7 +65,7 @@ from tqdm import tqdm
 class Args:
     # The task
     env_id: str = "CartPole-v1"  # Box observations, Discrete actions; "module:MyEnv-v0" imports module
-    seed: int = 1  # of randomness
+    seed: int = 1
     total_timesteps: int = 200_000  # environment steps, in whole batches
     num_envs: int = 16  # N
     vectorization: Literal["sync", "async", "vector_entry_point"] = "sync"  # see gymnasium.make_vec
@@ -101,7 +101,7 @@ class Args:
 
 
 class TidyEnv(gym.Wrapper):
-    """Seeds global generators, drops info, copies observations, closes once."""
+    """Seeds global RNGs, drops info, copies reused buffers, closes once."""
 
     def __init__(self, env: gym.Env) -> None:
         super().__init__(env)
@@ -166,11 +166,11 @@ class RewardScaler(RunningMeanStd):
         self.gamma, self.sum = gamma, 0.0
 
     def update_and_scale(self, rewards: Tensor, done: Tensor) -> Tensor:
-        """Takes in, then scales, rewards (T, N). done (T, N) marks ends of episodes."""
+        """Takes in, then scales, rewards (T, N). A std < 1e-4 of the mean is noise."""
         sums = []
-        for reward, last in zip(rewards.cpu().numpy(), done.cpu().numpy()):
+        for reward, end in zip(rewards.cpu().numpy(), done.cpu().numpy()):
             sums.append(self.gamma * self.sum + reward)
-            self.sum = sums[-1] * ~last
+            self.sum = sums[-1] * ~end
         self.update(torch.as_tensor(np.concatenate(sums)))
         return rewards / (self.var + 1e-8 * self.mean**2 + 1e-30).sqrt().float()
 
@@ -316,10 +316,10 @@ def ppo_loss(log_probs: Tensor, values: Tensor, entropy: Tensor, minibatch: Batc
 
 
 def compute_gradient(agent: Agent, minibatch: Batch, args: Args) -> dict[str, Tensor]:
-    """Leaves the clipped gradient of the loss in the parameters. Returns metrics."""
+    """Leaves the clipped gradient of the loss in p.grad. Returns metrics."""
     if args.norm_adv:
         std, mean = torch.std_mean(minibatch.advantages)
-        std = std.clamp(min=0.01)  # less is noise
+        std = std.clamp(min=0.01)  # or noise wins
         minibatch = minibatch._replace(advantages=(minibatch.advantages - mean) / std)
     policy, values = agent(minibatch.obs)
     log_probs, entropy = policy.log_prob(minibatch.actions), policy.entropy()
@@ -380,7 +380,7 @@ def compiled(function: Any, args: Args) -> Any:
 
 
 def average(*tensors: Tensor) -> Tensor:
-    """Sets tensors to their means over torchrun's processes."""
+    """Averages tensors over processes. Returns the first."""
     if dist.is_initialized():
         flat = nn.utils.parameters_to_vector(tensors)
         dist.all_reduce(flat)
@@ -394,7 +394,7 @@ def evaluate(path: Path, args: Args) -> list[float]:
     envs = make_envs(args, 1, path.parent / "videos" if args.capture_video else None)
     agent = Agent(envs, args).to(args.device)
     load_checkpoint(path, agent=agent)
-    obs, _ = envs.reset(seed=args.seed)
+    obs, _ = envs.reset(seed=args.seed % 2**31)
     returns, limit = [], 30_000 * args.eval_episodes  # some episodes never end
     for _ in tqdm(range(limit), "evaluation", leave=False):
         policy, _ = agent(torch.as_tensor(obs, device=args.device))
@@ -443,7 +443,7 @@ class Run:
         seeds = np.random.SeedSequence([args.seed, step]).generate_state(args.num_envs) // 2
         seeds = seeds[self.rank :: world_size].tolist()
         self.obs, _ = self.envs.reset(seed=seeds)
-        torch.manual_seed(seeds[0])
+        torch.manual_seed(seeds[0])  # each its own
         self.returns = []
         self.bar = tqdm(total=args.total_timesteps, initial=step, disable=self.rank > 0)
         self.bar.set_postfix_str("no episode has ended yet")
@@ -484,7 +484,7 @@ class Run:
     def close(self) -> None:
         self.bar.close()
         with warnings.catch_warnings(action="ignore"), suppress(KeyboardInterrupt, BrokenPipeError):
-            self.envs.close()  # async's got Ctrl-C, too
+            self.envs.close()  # workers got Ctrl-C, too
 
     def evaluate(self) -> None:
         if self.rank == 0:
@@ -519,7 +519,7 @@ def check(args: Args) -> None:
         raise UserError(f"num_envs * num_steps = {args.batch_size}: must be from {rule}")
     if args.capture_video:
         hint = "--capture-video (no display? set MUJOCO_GL=egl)"
-        with TemporaryDirectory() as d, closing(make_envs(args, 1, Path(d, "film"))) as envs, explained(hint):
+        with explained(hint), TemporaryDirectory() as d, closing(make_envs(args, 1, Path(d, "film"))) as envs:
             envs.reset()
 
 

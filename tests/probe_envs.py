@@ -140,10 +140,6 @@ class Echo(Probe):
         return self.obs(), 0.0, False, False, {}
 
 
-class Lopsided(Constant):
-    action_space = gym.spaces.Box(-0.2, 0.1, (1,), np.float32)
-
-
 class Broken(Probe):
     """Turns bad at a step: value is NaN or infinity, where is "reward" or "obs"."""
 
@@ -198,18 +194,6 @@ class BrokenConstructor(Probe):
         raise ValueError("the robot fell off before it stood")
 
 
-class FromOne(Probe):
-    action_space = gym.spaces.Discrete(2, start=1)
-
-
-class Unbounded(Probe):
-    action_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
-
-
-class DictObs(Probe):
-    observation_space = gym.spaces.Dict({"x": gym.spaces.Box(-1, 1, (1,))})
-
-
 gym.register("Truncated-v0", Constant, max_episode_steps=5)
 gym.register("Terminated-v0", Constant, kwargs={"terminates": True})
 for name, where, value in (
@@ -218,7 +202,13 @@ for name, where, value in (
     ("InfReward", "reward", np.inf),
 ):
     gym.register(f"{name}-v0", Broken, kwargs={"where": where, "at": 20, "value": value})
-for probe in (Countdown, Match, Counter, Ragged, Same, Echo, Worst, Lopsided, Global, Info):
+for probe in (Countdown, Match, Counter, Ragged, Same, Echo, Worst, Global, Info, BrokenConstructor):
     gym.register(f"{probe.__name__}-v0", probe)
-for probe in (BrokenConstructor, FromOne, Unbounded, DictObs):
-    gym.register(f"{probe.__name__}-v0", probe)
+spaces = gym.spaces
+for name, wrong in {
+    "Lopsided": {"action_space": spaces.Box(-0.2, 0.1, (1,), np.float32)},
+    "FromOne": {"action_space": spaces.Discrete(2, start=1)},
+    "Unbounded": {"action_space": spaces.Box(-np.inf, np.inf, (1,), np.float32)},
+    "DictObs": {"observation_space": spaces.Dict({"x": spaces.Box(-1, 1, (1,))})},
+}.items():
+    gym.register(f"{name}-v0", type(name, (Constant,), wrong))

@@ -61,12 +61,6 @@ def test_the_observation_decides_the_action(ppo, norm):
     assert left < -0.3 and right > 0.3
 
 
-def test_an_entropy_bonus_keeps_the_policy_wide(ppo):
-    agents = [train(ppo, "Match", 5_000, ent_coef=c) for c in (0.0, 5.0)]
-    narrow, wide = (agent(torch.zeros(1, 1))[0].entropy().item() for agent in agents)
-    assert wide > narrow + 0.1
-
-
 def test_a_real_task_is_learned(ppo):
     """Random policies get about -1200 in Pendulum and 22 in CartPole."""
     args = ppo.Args("CartPole-v1", seed=2, total_timesteps=40_000)
@@ -267,7 +261,7 @@ def test_an_evaluation_repeats_plays_whole_episodes_and_leaves_nothing(ppo):
     files = sorted(Path().rglob("*"))
     first = ppo.evaluate(checkpoint(), args)
     assert first == ppo.evaluate(checkpoint(), args) and len(first) == 7 == len(set(first))
-    assert first != ppo.evaluate(checkpoint(), replace(args, seed=2))
+    assert first != ppo.evaluate(checkpoint(), replace(args, seed=2**40))
     assert sorted(Path().rglob("*")) == files
 
 
