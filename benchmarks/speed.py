@@ -1,15 +1,16 @@
-"""The speed of the scripts, beside stable-baselines3's PPO and the environments alone.
+"""The speed of the scripts, with and without EnvPool, beside others and the environments alone.
 
-    python benchmarks/speed.py compare
+    python benchmarks/speed.py compare --cleanrl FOLDER
     python benchmarks/speed.py sweep
     python benchmarks/speed.py race
     python benchmarks/speed.py processes
     python benchmarks/speed.py slow
 
-`compare` measures HalfCheetah, CartPole and Breakout: each side in a process of its own, one at a time, in
-turn, several times over, so that a machine that drifts does so for all. Both sides have the same
-environments, steps, minibatches, epochs and networks, and neither scales observations or rewards
-(stable-baselines3 does so in a wrapper). `sweep` shows how our steps/s move with the number of environments.
+`compare` measures HalfCheetah, Humanoid, CartPole and Breakout: each side in a process of its own, one at a
+time, in turn, several times over, so that a machine that drifts does so for all. All sides have the same
+environments, steps, minibatches, epochs and networks; none scales observations or rewards, or stops an
+update early. FOLDER has CleanRL's scripts, patched as benchmarks/README.md says; without, they are left out.
+`sweep` shows how our steps/s move with the number of environments.
 `race` trains both at their own defaults and draws return against seconds. `processes` trains with one and
 with two processes, by torchrun. `slow` finds from how slow a step on it pays to give each environment a
 process. Leave the machine alone meanwhile.
@@ -50,13 +51,14 @@ ATARI = {
     "num_steps": 128,
     "num_minibatches": 4,
     "update_epochs": 4,
-    "threads": 2,
+    "threads": 1,
     "device": "cpu",
 }
-TASKS = {  # name: script, flags, steps of a measurement
-    "HalfCheetah-v5": ("ppo_continuous", EQUAL, 120_000),
-    "CartPole-v1": ("ppo_discrete", EQUAL, 160_000),
-    "Breakout": ("ppo_atari", ATARI, 14_336),
+TASKS = {  # name: script, flags, steps of a measurement, CleanRL's script
+    "HalfCheetah-v5": ("ppo_continuous", EQUAL, 60_000, "ppo_continuous_action.py"),
+    "Humanoid-v5": ("ppo_continuous", EQUAL, 30_000, "ppo_continuous_action.py"),
+    "CartPole-v1": ("ppo_discrete", EQUAL, 60_000, "ppo.py"),
+    "Breakout": ("ppo_atari", ATARI, 8_192, "ppo_atari.py"),
 }
 app = SubcommandApp()
 
@@ -87,7 +89,14 @@ def measure_ours(script: str, flags: dict[str, Any], total_timesteps: int) -> di
         starts.append(time.perf_counter())
         return timed("collect", collect, *args)
 
-    ppo.make_envs, ppo.collect = make_timed_envs, timed_collect
+    update, gradients = ppo.update, []
+
+    def counted_update(*args: object) -> object:
+        history = update(*args)
+        gradients.append(len(history))
+        return history
+
+    ppo.make_envs, ppo.collect, ppo.update = make_timed_envs, timed_collect, counted_update
     ppo.evaluate = lambda *_: starts.append(time.perf_counter())  # in its place, the end
     ppo.train(args)
     iterations = len(starts) - 1 - WARM_UP
@@ -98,30 +107,32 @@ def measure_ours(script: str, flags: dict[str, Any], total_timesteps: int) -> di
         "environment": spent["environment"] / seconds,
         "policy": (spent["collect"] - spent["environment"]) / seconds,
         "update": 1 - spent["collect"] / seconds,
+        "gradients": sum(gradients[WARM_UP:]) / seconds,
         "first_iterations": starts[WARM_UP] - starts[0] - WARM_UP * seconds / iterations,  # compiling, if any
         "MiB": usage.ru_maxrss / 1024,
     }
 
 
-def measure_sb3(env_id: str, flags: dict[str, Any], total_timesteps: int) -> dict[str, float]:
-    """Trains stable-baselines3's PPO with the flags of ours, after WARM_UP iterations."""
-    import torch
-    from stable_baselines3 import PPO
+def measure_sb3(
+    env_id: str, flags: dict[str, Any], total_timesteps: int, package: str = "stable_baselines3"
+) -> dict[str, float]:
+    """Trains the PPO of stable-baselines3, or of sbx, with the flags of ours, after WARM_UP iterations."""
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_atari_env, make_vec_env
     from stable_baselines3.common.vec_env import VecFrameStack
+
+    PPO = importlib.import_module(package).PPO
 
     class Starts(BaseCallback):
         def _on_training_start(self) -> None:
             self.starts = []
 
         def _on_rollout_start(self) -> None:
-            self.starts.append((time.perf_counter(), self.num_timesteps))
+            self.starts.append((time.perf_counter(), self.num_timesteps, self.model._n_updates))
 
         def _on_step(self) -> bool:
             return True
 
-    torch.set_num_threads(flags.get("threads", 1))
     common = {"n_steps": flags["num_steps"], "n_epochs": flags["update_epochs"], "device": "cpu"}
     common["batch_size"] = flags["num_envs"] * flags["num_steps"] // flags["num_minibatches"]
     if env_id == "Breakout":
@@ -136,9 +147,48 @@ def measure_sb3(env_id: str, flags: dict[str, Any], total_timesteps: int) -> dic
         model = PPO("MlpPolicy", make_vec_env(env_id, n_envs=flags["num_envs"]), policy_kwargs=nets, **common)
     callback = Starts()
     model.learn(total_timesteps, callback=callback)
-    (start, first), (end, last) = callback.starts[WARM_UP], callback.starts[-1]
+    (start, first, before), (end, last, epochs) = callback.starts[WARM_UP], callback.starts[-1]
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    return {"steps_per_second": (last - first) / (end - start), "MiB": usage.ru_maxrss / 1024}
+    return {
+        "steps_per_second": (last - first) / (end - start),
+        "gradients": (epochs - before) * flags["num_minibatches"] / (end - start),
+        "MiB": usage.ru_maxrss / 1024,
+    }
+
+
+def measure_cleanrl(path: str, flags: dict[str, Any], total_timesteps: int) -> dict[str, float]:
+    """Runs a patched script of CleanRL's. It prints its mean speed from its start after each iteration."""
+    env_id = flags["env_id"]
+    names = ("num_envs", "num_steps", "num_minibatches", "update_epochs")
+    command = [sys.executable, path, "--no-cuda", "--env-id", env_id, f"--total-timesteps={total_timesteps}"]
+    command += [f"--{name.replace('_', '-')}={flags[name]}" for name in names]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    means = [int(line.split()[1]) for line in out.splitlines() if line.startswith("SPS:")]
+    steps = flags["num_envs"] * flags["num_steps"] * np.arange(1, len(means) + 1)
+    seconds = (steps / means)[-1] - (steps / means)[WARM_UP - 1]
+    speed = (steps[-1] - steps[WARM_UP - 1]) / seconds
+    per_step = flags["num_minibatches"] * flags["update_epochs"] / (flags["num_envs"] * flags["num_steps"])
+    return {"steps_per_second": speed, "gradients": speed * per_step}
+
+
+def measure_arithmetic(script: str, flags: dict[str, Any], total_timesteps: int) -> dict[str, float]:
+    """Only the matrix products of the updates: of each layer one forward and two backward, for each row."""
+    import torch
+
+    sys.path.insert(0, str(ROOT))
+    ppo = importlib.import_module(script)
+    args = ppo.Args(**flags)
+    agent = ppo.Agent(ppo.make_envs(args, 1), args)
+    rows = args.batch_size // args.num_minibatches
+    layers = [module for module in agent.modules() if isinstance(module, torch.nn.Linear)]
+    pairs = [(torch.rand(rows, m.in_features), torch.rand(rows, m.out_features), m.weight) for m in layers]
+    start, count = time.perf_counter(), 2_000
+    with torch.no_grad():
+        for _ in range(count):
+            for x, y, weight in pairs:
+                _ = x @ weight.T, y @ weight, y.T @ x
+    seconds = (time.perf_counter() - start) / count * args.num_minibatches * args.update_epochs
+    return {"steps_per_second": args.batch_size / seconds}
 
 
 def measure_environment(script: str, flags: dict[str, Any], total_timesteps: int) -> dict[str, float]:
@@ -162,22 +212,25 @@ def measure(what: str, name: str, flags: str, total_timesteps: int) -> None:
     """One measurement, printed as JSON; compare and sweep start this in processes of their own.
 
     Args:
-        what: ours, sb3 or environment.
-        name: script, or for sb3 the environment.
+        what: ours, sb3, sbx, cleanrl, environment or arithmetic.
+        name: script, or for sb3 and sbx the environment.
         flags: flags of the script as JSON.
         total_timesteps: environment steps to train for.
     """
-    function = {"ours": measure_ours, "sb3": measure_sb3, "environment": measure_environment}[what]
+    functions = {"ours": measure_ours, "sb3": measure_sb3, "sbx": partial(measure_sb3, package="sbx")}
+    functions |= {"environment": measure_environment, "arithmetic": measure_arithmetic}
+    function = (functions | {"cleanrl": measure_cleanrl})[what]
     print(json.dumps(function(name, json.loads(flags), total_timesteps)))
 
 
-def in_a_process(what: str, name: str, flags: dict[str, Any], total_timesteps: int) -> dict[str, float]:
-    """Starts `measure`, in an empty folder and with an empty cache of compiled code."""
+def in_a_process(
+    what: str, name: str, flags: dict[str, Any], total_timesteps: int, cores: int = 1
+) -> dict[str, float]:
+    """Starts `measure`, in an empty folder and with an empty cache of compiled code, on so many cores."""
     with tempfile.TemporaryDirectory() as folder:
-        environ = os.environ | {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": f"{folder}/cache"}
-        if name in ("ppo_atari", "Breakout"):
-            environ["OMP_NUM_THREADS"] = str(flags.get("threads", 2))
-        command = [sys.executable, __file__, "measure", "--what", what, "--name", name]
+        environ = os.environ | {"OMP_NUM_THREADS": f"{cores}", "TORCHINDUCTOR_CACHE_DIR": f"{folder}/cache"}
+        command = ["taskset", "--cpu-list", f"0-{cores - 1}", sys.executable, __file__, "measure"]
+        command += ["--what", what, "--name", name]
         command += [f"--flags={json.dumps(flags)}", "--total-timesteps", str(total_timesteps)]
         done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True)
     if done.returncode:
@@ -196,42 +249,51 @@ def ratio(values: np.ndarray) -> str:
 
 
 @app.command
-def compare(tasks: tuple[str, ...] = tuple(TASKS), repetitions: int = 3) -> None:
-    """Ours, eager and compiled, stable-baselines3, and the environments alone; prints a table for each task.
+def compare(
+    tasks: tuple[str, ...] = tuple(TASKS), repetitions: int = 3, cores: int = 1, cleanrl: Path | None = None
+) -> None:
+    """Ours, eager and compiled, with and without EnvPool, others, and the environments alone; prints tables.
 
     Args:
-        tasks: of HalfCheetah-v5, CartPole-v1 and Breakout.
+        tasks: of HalfCheetah-v5, Humanoid-v5, CartPole-v1 and Breakout.
         repetitions: how often everything is measured, in turn.
+        cores: that each side may use.
+        cleanrl: folder with CleanRL's patched scripts.
     """
     RESULTS.mkdir(parents=True, exist_ok=True)
     for task in tasks:
-        script, flags, steps = TASKS[task]
-        sides = {
-            "stable-baselines3": ("sb3", task, flags, steps),
-            "ours": ("ours", script, flags, steps),
-            "ours --compile": ("ours", script, flags | {"compile": True}, steps),
-            "environment alone": ("environment", script, flags, steps),
-        }
+        script, flags, steps, peer = TASKS[task]
+        flags = flags | {"env_id": task} | ({"threads": cores} if script == "ppo_atari" else {})
+        compiled, sides = {"compile": True}, {"stable-baselines3": ("sb3", task, flags, steps)}
+        if cleanrl:
+            sides["CleanRL"] = ("cleanrl", str(cleanrl.resolve() / peer), flags, steps)
+        sides["ours"] = ("ours", script, flags, steps)
+        sides["ours --compile"] = ("ours", script, flags | compiled, steps)
+        sides["environment alone"] = ("environment", script, flags, steps)
         if script == "ppo_atari":
-            flags = flags | {"bf16": True}
-            sides["ours --bf16"] = ("ours", script, flags, steps)
-            sides["ours --bf16 --compile"] = ("ours", script, flags | {"compile": True}, steps)
+            sides["ours --bf16"] = ("ours", script, flags | {"bf16": True}, steps)
+            sides["ours --bf16 --compile"] = ("ours", script, flags | compiled | {"bf16": True}, steps)
         else:
-            scaled = {name: value for name, value in flags.items() if name not in UNSCALED}
-            sides["ours, scaled"] = ("ours", script, scaled, steps)
+            sides["SBX"] = ("sbx", task, flags, steps)
+            env_id = f"benchmarks.envpool_envs:EnvPool/{task}"
+            fast = flags | {"env_id": env_id, "vectorization": "vector_entry_point"}
+            sides["ours, EnvPool"] = ("ours", script, fast, steps)
+            sides["ours --compile, EnvPool"] = ("ours", script, fast | compiled, steps)
+            sides["EnvPool alone"] = ("environment", script, fast, 4 * steps)
+            sides["matrix products alone"] = ("arithmetic", script, flags, steps)
         results: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
         for repetition in range(repetitions):
             for side, arguments in sides.items():
-                results[side].append(in_a_process(*arguments))
+                results[side].append(in_a_process(*arguments, cores))
                 print(f"{task} {repetition + 1}/{repetitions} {side}: {results[side][-1]}", file=sys.stderr)
-        (RESULTS / f"{task}.json").write_text(json.dumps(results, indent=1) + "\n")
+        (RESULTS / f"{task}_{cores}.json").write_text(json.dumps(results, indent=1) + "\n")
         print_table(task, results)
 
 
 def print_table(task: str, results: dict[str, list[dict[str, float]]]) -> None:
     """Prints what compare measured for one task as Markdown; ratios are within a repetition."""
     print(f"\n**{task}**\n")
-    print("| | steps/s | times stable-baselines3 | environment / policy / update | MiB | compiling |")
+    print("| | steps/s | times stable-baselines3 | environment / policy / update | gradients/s | compiling |")
     print("|---|---|---|---|---|---|")
     peer = [m["steps_per_second"] for m in results["stable-baselines3"]]
     for side, measurements in results.items():
@@ -240,7 +302,7 @@ def print_table(task: str, results: dict[str, list[dict[str, float]]]) -> None:
         cells = [side, spread(speeds), ratio(ratios)]
         median = {key: np.median([m[key] for m in measurements]) for key in measurements[0]}
         shares = [f"{median[part]:.0%}" for part in ("environment", "policy", "update") if part in median]
-        cells += [" / ".join(shares), f"{median['MiB']:.0f}" if "MiB" in median else ""]
+        cells += [" / ".join(shares), f"{median['gradients']:,.0f}" if "gradients" in median else ""]
         cells += [f"{median['first_iterations']:.0f} s" if "compile" in side else ""]
         print(f"| {' | '.join(cells)} |")
 
@@ -257,7 +319,7 @@ def sweep(num_envs: tuple[int, ...] = (1, 8, 64, 256), repetitions: int = 1) -> 
     cells = list(itertools.product(("HalfCheetah-v5", "CartPole-v1"), num_envs, (False, True)))
     results = {cell: [] for cell in cells}
     for (task, n, compiled), found in [item for _ in range(repetitions) for item in results.items()]:
-        script, _, steps = TASKS[task]
+        script, _, steps, _ = TASKS[task]
         flags = {"num_envs": n, "num_steps": 2048 // n, "num_minibatches": 4, "compile": compiled}
         flags |= {"target_kl": None}
         found.append(in_a_process("ours", script, flags, steps)["steps_per_second"])
