@@ -55,7 +55,7 @@ ATARI = {
     "device": "cpu",
 }
 TASKS = {  # name: script, flags, steps of a measurement, CleanRL's script
-    "HalfCheetah-v5": ("ppo_continuous", EQUAL, 60_000, "ppo_continuous_action.py"),
+    "HalfCheetah-v5": ("ppo_continuous", EQUAL, 40_000, "ppo_continuous_action.py"),
     "Humanoid-v5": ("ppo_continuous", EQUAL, 30_000, "ppo_continuous_action.py"),
     "CartPole-v1": ("ppo_discrete", EQUAL, 60_000, "ppo.py"),
     "Breakout": ("ppo_atari", ATARI, 8_192, "ppo_atari.py"),
@@ -64,12 +64,22 @@ app = SubcommandApp()
 
 
 # ---- Measurements: each is one process, and prints one line of JSON ----
+def load(script: str, flags: dict[str, Any]) -> tuple[Any, Any]:
+    """The script as a module, and its arguments. EnvPool gets as many threads as torch."""
+    sys.path.insert(0, str(ROOT))
+    if "EnvPool/" in flags.get("env_id", ""):
+        importlib.import_module("benchmarks.envpool_envs")
+        for spec in gym.registry.values():
+            if spec.namespace == "EnvPool":
+                spec.kwargs["num_threads"] = int(os.environ["OMP_NUM_THREADS"])
+    ppo = importlib.import_module(script)
+    return ppo, ppo.Args(**flags)
+
+
 def measure_ours(script: str, flags: dict[str, Any], total_timesteps: int) -> dict[str, float]:
     """Trains, and splits the seconds after WARM_UP iterations: environment, policy (the rest of collect), and
     the update with all else."""
-    sys.path.insert(0, str(ROOT))
-    ppo = importlib.import_module(script)
-    args = ppo.Args(**flags, total_timesteps=total_timesteps)
+    ppo, args = load(script, flags | {"total_timesteps": total_timesteps})
     make_envs, collect = ppo.make_envs, ppo.collect
     starts, spent = [], {"environment": 0.0, "collect": 0.0}
 
@@ -175,9 +185,7 @@ def measure_arithmetic(script: str, flags: dict[str, Any], total_timesteps: int)
     """Only the matrix products of the updates: of each layer one forward and two backward, for each row."""
     import torch
 
-    sys.path.insert(0, str(ROOT))
-    ppo = importlib.import_module(script)
-    args = ppo.Args(**flags)
+    ppo, args = load(script, flags)
     agent = ppo.Agent(ppo.make_envs(args, 1), args)
     rows = args.batch_size // args.num_minibatches
     layers = [module for module in agent.modules() if isinstance(module, torch.nn.Linear)]
@@ -193,9 +201,7 @@ def measure_arithmetic(script: str, flags: dict[str, Any], total_timesteps: int)
 
 def measure_environment(script: str, flags: dict[str, Any], total_timesteps: int) -> dict[str, float]:
     """Steps the script's environments with random actions."""
-    sys.path.insert(0, str(ROOT))
-    ppo = importlib.import_module(script)
-    args = ppo.Args(**flags)
+    ppo, args = load(script, flags)
     envs = ppo.make_envs(args, args.num_envs)
     envs.reset(seed=list(range(args.num_envs)))
     envs.action_space.seed(1)
