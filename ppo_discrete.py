@@ -18,9 +18,9 @@ moving a ratio beyond 1 ± ε.
     r_t(θ)         ratio       π_θ(a_t|s_t) / π_old(a_t|s_t)   ppo_loss
     L^CLIP         objective   the clipped surrogate, eq. 7    ppo_loss
     L^(CLIP+VF+S)  -loss       with values and entropy, eq. 9  ppo_loss
-    Â_t            advantages  generalized estimates, eq. 11   compute_gae
-    δ_t            deltas      their one-step errors, eq. 12   compute_gae
-    V_t^targ       returns     Â_t + V(s_t), the goal of V     make_batch
+    Â_t            advantages  GAE, eq. 11                     compute_gae
+    δ_t            deltas      TD errors, eq. 12               compute_gae
+    V_t^targ       returns     Â_t + V(s_t), target of V       make_batch
 
 Shapes: T steps, N environments, B transitions; *O of an observation, *A of an action. Differences from the
 paper, from openai/baselines if not noted, besides some defaults:
@@ -192,7 +192,7 @@ class Agent(nn.Module):
         super().__init__()
         obs_shape, num_actions = envs.single_observation_space.shape, int(envs.single_action_space.n)
         self.actor = mlp(math.prod(obs_shape), num_actions, out_gain=0.01)  # at first equally likely
-        self.critic = mlp(math.prod(obs_shape), 1, out_gain=0.01)  # a useless guess misleads
+        self.critic = mlp(math.prod(obs_shape), 1, out_gain=0.01)  # near 0: noise would end exploration
         self.obs_stats = RunningMeanStd(obs_shape)
         self.norm_obs = args.norm_obs
 

@@ -20,9 +20,9 @@ KL divergence between them, with β adapted after each update. --clip-coef adds 
     L^KLPEN        objective   that less β KL[π_old, π_θ]      compute_gradient
     β              kl_coef     its weight, eq. 8, adapted      adapt_kl_coef
     L^(CLIP+VF+S)  -loss       with values and entropy, eq. 9  ppo_loss
-    Â_t            advantages  generalized estimates, eq. 11   compute_gae
-    δ_t            deltas      their one-step errors, eq. 12   compute_gae
-    V_t^targ       returns     Â_t + V(s_t), the goal of V     make_batch
+    Â_t            advantages  GAE, eq. 11                     compute_gae
+    δ_t            deltas      TD errors, eq. 12               compute_gae
+    V_t^targ       returns     Â_t + V(s_t), target of V       make_batch
 
 Shapes: T steps, N environments, B transitions; *O of an observation, *A of an action. Differences from the
 paper, from openai/baselines if not noted, besides some defaults:

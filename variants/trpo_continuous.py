@@ -22,7 +22,7 @@ divergence of δ between them allows.
     s = A⁻¹g       direction   natural gradient, appendix C        conjugate_gradient
     β              length      √(2δ / sᵀAs), appendix C            policy_step
     Â_t            advantages  generalized advantage estimates     compute_gae
-    V_t^targ       returns     Â_t + V(s_t), the goal of V         make_batch
+    V_t^targ       returns     Â_t + V(s_t), target of V           make_batch
 
 Shapes: T steps, N environments, B transitions; *O of an observation, *A of an action. Differences from the
 paper, from openai/baselines if not noted, besides some defaults:
