@@ -87,7 +87,7 @@ class Args:
     # The run
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     threads: int = 2  # of torch on a CPU; the games have their own
-    bf16: bool = False  # convolutions in bfloat16
+    bf16: bool = False  # for GPUs and CPUs with bfloat16; slow on others
     compile: bool = False  # faster after a wait; needs C++
     track: bool = False  # to Weights & Biases, project $WANDB_PROJECT
     resume: Path | None = None  # checkpoint.pt to go on from; flags replace its own

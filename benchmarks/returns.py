@@ -1,18 +1,17 @@
-"""The returns that the scripts reach: trains environments x seeds as processes of their own.
+"""The returns that the scripts reach: trains environments x seeds, each run in a process of its own.
 
-    python benchmarks/returns.py run --setting continuous --seeds 11 12 13 --env-ids Hopper-v5 Ant-v5
-    python benchmarks/returns.py table --settings continuous
-    python benchmarks/returns.py figure --setting continuous
+    python benchmarks/returns.py run --table continuous --seeds 21 22 23 --env-ids Hopper-v5 Ant-v5
+    python benchmarks/returns.py table --name continuous
+    python benchmarks/returns.py figure --name continuous
 
-`run` writes one CSV for each run into benchmarks/results/<setting>/. Runs that have theirs are skipped, and
-runs that were stopped go on from their checkpoint, so the same command again finishes what is left. The
-return is the one that the scripts log: the mean of the last 100 training episodes, in the environment's own
-rewards.
+`run` appends each finished run to benchmarks/results/<table>.csv. Runs that are there are skipped, and runs
+that were stopped go on from their checkpoint, so the same command again finishes what is left. The return is
+the one that the scripts log: the mean of the last 100 training episodes, in the environment's own rewards;
+the evaluation is in the last row of a run. Environments named EnvPool/... come from envpool_envs.py.
 """
 
-import json
+import math
 import os
-import platform
 import re
 import shlex
 import subprocess
@@ -20,10 +19,12 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+from scipy import stats
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tqdm import tqdm
 from tyro.extras import SubcommandApp
@@ -32,218 +33,203 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 FIGURES = ROOT / "benchmarks" / "figures"
 MUJOCO = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5", "Swimmer-v5")
-# The best mean over several seeds published for PPO, the task's version in brackets; sources: README.md.
+COLUMNS = ["environment", "script", "setting", "seed", "step", "return", "seconds", "commit", "evaluation",
+           "approx_kl"]  # fmt: skip
+# The best mean over several seeds found for PPO at a million steps, the task's version in brackets;
+# sources: README.md.
 PUBLISHED = {
     "HalfCheetah-v5": (5650, "Tianshou (v3)"),
-    "Hopper-v5": (2483, "Tianshou (v3)"),
-    "Walker2d-v5": (3674, "ikostrikov (v2)"),
-    "Ant-v5": (1023, "Tianshou (v4)"),
+    "Hopper-v5": (2616, "KLip-PPO (v4)"),
+    "Walker2d-v5": (3995, "KLip-PPO (v4)"),
+    "Ant-v5": (2193, "KLip-PPO (v4, another task)"),
     "Humanoid-v5": (742, "CleanRL (v4)"),
     "Swimmer-v5": (111, "baselines (v1)"),
-    "CartPole-v1": (497, "baselines"),
-    "Acrobot-v1": (-81, "SLM-Lab"),
-    "LunarLander-v3": (183, "SLM-Lab"),
-    "MountainCar-v0": (-110, "rl-zoo"),
 }
 app = SubcommandApp()
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training: what it is called, and the command that it is."""
+    """One training. The script may begin with "torchrun --nproc-per-node 2"; the setting is its flags."""
 
-    setting: str
+    table: str
     script: str
     env_id: str
     seed: int
-    flags: tuple[str, ...]
-    processes: int = 1
+    setting: str = ""
 
     @property
-    def csv(self) -> Path:
-        return RESULTS / self.setting / f"{re.sub('[/:]', '_', self.env_id)}__{self.seed}.csv"
+    def key(self) -> tuple[str, str, str, int]:
+        return self.env_id, self.script, self.setting, self.seed
 
     @property
     def folder(self) -> Path:
         """Where the script leaves its own run folder; ignored by git."""
-        return ROOT / "benchmarks" / "runs" / self.setting / self.csv.stem
-
-    @property
-    def arguments(self) -> list[str]:
-        return [f"{self.script}.py", "--env-id", self.env_id, "--seed", str(self.seed), *self.flags]
-
-    @property
-    def launcher(self) -> str:
-        """What starts the script, as a user would write it."""
-        return "python" if self.processes == 1 else f"torchrun --standalone --nproc-per-node {self.processes}"
+        return (
+            ROOT / "benchmarks" / "runs" / self.table / re.sub(r"[^\w.-]+", "_", "_".join(map(str, self.key)))
+        )
 
 
-def train(run: Run, may_diverge: bool = False) -> str:
-    """Trains to the end, from a checkpoint where there is one, and writes the CSV. Returns the evaluation."""
-    run.folder.mkdir(parents=True, exist_ok=True)
+def read(table: str) -> pd.DataFrame:
+    """The rows of a table, in the order in which they were written."""
+    path = RESULTS / f"{table}.csv"
+    rows = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=COLUMNS)
+    return rows.fillna({"setting": ""})
+
+
+def rows_of(run: Run) -> pd.DataFrame:
+    """The rows of a run."""
+    rows = read(run.table)
+    return rows[(rows[COLUMNS[:4]] == list(run.key)).all(axis=1)]
+
+
+def write(table: str, rows: pd.DataFrame) -> None:
+    """Appends rows, in one piece."""
+    path = RESULTS / f"{table}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = rows[COLUMNS].to_csv(index=False, header=not path.exists())
+    with path.open("a") as file:
+        file.write(text)
+
+
+def train(run: Run, points: int = 50, may_diverge: bool = False) -> float:
+    """Trains to the end, from a checkpoint if there is one, and writes the rows. Returns the last return."""
+    *launcher, name = run.script.split()
+    env_id, flags = run.env_id, shlex.split(run.setting)
+    if env_id.startswith("EnvPool/"):
+        env_id, flags = f"benchmarks.envpool_envs:{env_id}", [*flags, "--vectorization", "vector_entry_point"]
+    command = [sys.executable, *(["-m", "torch.distributed.run", *launcher[1:]] if launcher else [])]
+    command += [str(ROOT / f"{name}.py"), "--env-id", env_id, "--seed", str(run.seed), *flags]
     checkpoints = sorted(run.folder.glob("runs/*/checkpoint.pt"))
-    resume = ["--resume", str(checkpoints[-1])] if checkpoints else []
-    launcher = run.launcher.replace("torchrun", "-m torch.distributed.run").removeprefix("python").split()
-    command = [sys.executable, *launcher, str(ROOT / run.arguments[0]), *run.arguments[1:], *resume]
-    environ = os.environ | {"OMP_NUM_THREADS": "1"}  # processes side by side must not fight for cores
+    command += ["--resume", str(checkpoints[-1])] if checkpoints else []
+    run.folder.mkdir(parents=True, exist_ok=True)
+    environ = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}  # one thread each, side by side
     with (run.folder / "stdout").open("w") as out, (run.folder / "stderr").open("w") as err:
         pipes = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": err}
         code = subprocess.run(command, cwd=run.folder, env=environ, **pipes).returncode
-    if code:
-        evaluation = "".join((run.folder / "stderr").read_text().strip().splitlines()[-1:])
-        if not (may_diverge and evaluation.startswith("FloatingPointError: not finite")):
-            raise RuntimeError(f"{shlex.join(run.arguments)} ended with {code}: {evaluation}")
-    else:
-        evaluation = (run.folder / "stdout").read_text().strip().splitlines()[-1]
-    run_dirs = run.folder.glob("runs/*")  # all but the newest were killed before they saved
-    write_csv(run, max(run_dirs, key=lambda path: path.stat().st_mtime), evaluation)
-    return evaluation
+    last = "".join((run.folder / ("stderr" if code else "stdout")).read_text().strip().splitlines()[-1:])
+    if code and not (may_diverge and last.startswith("FloatingPointError: not finite")):
+        raise RuntimeError(f"{run.key} ended with {code}: {last}")
+    run_dir = max(run.folder.glob("runs/*"), key=lambda path: path.stat().st_mtime)
+    rows = logged(run_dir, points)
+    rows[COLUMNS[:4]] = run.key
+    rows["commit"], rows["evaluation"] = commit(f"{name}.py"), math.nan
+    if found := re.search(r"return ([^\s,]+)", last):
+        rows.loc[rows.index[-1], "evaluation"] = float(found[1])
+    write(run.table, rows)
+    return rows["return"].iloc[-1]
 
 
-def write_csv(run: Run, run_dir: Path, evaluation: str, points: int = 100) -> None:
-    """About 100 rows (step, seconds, return, KL, clip fraction) of what was logged, below how they came."""
-    tags = ("episodic_return", "approx_kl", "clip_fraction")
-    logged, spent = {tag: {} for tag in tags}, {}
+def commit(script: str) -> str:
+    """The last commit that changed a script, with "-dirty" where the file is another."""
+    git = partial(subprocess.run, cwd=ROOT, capture_output=True, text=True)
+    dirty = git(["git", "diff", "--quiet", "HEAD", "--", script]).returncode
+    return git(["git", "log", "-1", "--format=%h", "--", script]).stdout.strip() + "-dirty" * (dirty > 0)
+
+
+def logged(run_dir: Path, points: int) -> pd.DataFrame:
+    """About so many rows of what a run logged; seconds are those of training, without pauses."""
+    names = {"episodic_return": "return", "ep_rew_mean": "return", "approx_kl": "approx_kl"}
+    values, spent = {"return": {}, "approx_kl": {}}, {}
     for path in sorted(run_dir.glob("events.*")):  # one for each start; the later one's steps count
         events = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
-        for tag in set(tags) & set(events.Tags()["scalars"]):
-            logged[tag] |= {event.step: event.value for event in events.Scalars(tag)}
-        kl = events.Scalars("approx_kl") if "approx_kl" in events.Tags()["scalars"] else []
+        scalars = {tag.split("/")[-1]: events.Scalars(tag) for tag in events.Tags()["scalars"]}
+        for tag in set(names) & set(scalars):
+            values[names[tag]] |= {event.step: event.value for event in scalars[tag]}
+        kl = scalars.get("approx_kl", [])
         times = [events.FirstEventTimestamp(), *(event.wall_time for event in kl)] if kl else [0]
         spent |= {event.step: second for event, second in zip(kl, np.diff(times))}
-    steps = sorted(spent)
-    seconds = np.cumsum([spent[t] for t in steps])  # of training alone, pauses left out
-    rows = [(t, second, *(logged[tag].get(t, np.nan) for tag in tags)) for t, second in zip(steps, seconds)]
-    # Before the first episode ended there is no return; what diverged in its first iteration logged nothing.
-    rows = [row for row in rows if np.isfinite(row[2])] or rows[-1:] or [(0, 0.0, *[np.nan] * len(tags))]
-    rows = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, points).round().astype(int))]
-    packages = ("torch", "gymnasium", "mujoco", "numpy")
-    about = {
-        "command": f"{run.launcher} {shlex.join(run.arguments)}",
-        "evaluation": evaluation,
-        "commit": subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-        ).stdout.strip(),
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
-    }
-    run.csv.parent.mkdir(parents=True, exist_ok=True)
-    lines = [f"# {json.dumps(about)}", "step,seconds,return_last_100_episodes,approx_kl,clip_fraction"]
-    lines += ["{},{:.1f},{:.2f},{:.5f},{:.4f}".format(*row) for row in rows]
-    temporary = run.csv.with_suffix(".tmp")
-    temporary.write_text("\n".join(lines) + "\n")
-    os.replace(temporary, run.csv)
+    rows = pd.DataFrame(values, index=sorted(spent), dtype=float).rename_axis("step").reset_index()
+    rows["seconds"] = np.cumsum([spent[step] for step in rows["step"]])
+    if rows["return"].notna().any():  # there is none before the first episode ended
+        rows = rows[rows["return"].notna()]
+    elif rows.empty:  # it diverged in its first iteration
+        rows = pd.DataFrame([{"step": 0, "seconds": 0.0}], columns=rows.columns)
+    indices = np.unique(np.linspace(len(rows) - 1, 0, points).round().astype(int))
+    digits = {"return": 2, "seconds": 1, "approx_kl": 5}
+    return rows.iloc[indices].round(digits).reset_index(drop=True)
 
 
 @app.command(name="run")
 def run_all(
-    setting: str,
+    table: str,
     seeds: tuple[int, ...],
     env_ids: tuple[str, ...] = MUJOCO,
     script: str = "ppo_continuous",
-    flags: str = "",
+    settings: tuple[str, ...] = ("",),
+    points: int = 50,
     jobs: int = 2,
 ) -> None:
-    """Trains every environment with every seed, as many at a time as there are jobs.
+    """Trains every environment with every seed and setting, as many at a time as there are jobs.
 
     Args:
-        setting: name of the folder of results; one set of flags should have one name.
+        table: file of results, less ".csv".
         seeds: each is a run in each environment.
-        env_ids: environments, all with the same flags.
+        env_ids: environments, also EnvPool/HalfCheetah-v5.
         script: ppo_continuous, ppo_discrete, ppo_atari, or one of variants/, without ".py".
-        flags: flags for the script, in one string: --flags="--gae-lambda 0.9".
+        settings: each is flags for the script, in one string: --settings="--gae-lambda 0.9".
+        points: rows a run.
         jobs: processes at a time, each with one thread.
     """
-    split = tuple(shlex.split(flags))
-    train_all([Run(setting, script, env_id, seed, split) for seed in seeds for env_id in env_ids], jobs)
+    grid = [(seed, setting, env_id) for seed in seeds for setting in settings for env_id in env_ids]
+    runs = [Run(table, script, env_id, seed, setting) for seed, setting, env_id in grid]
+    train_all(runs, jobs, points)
 
 
-def train_all(runs: list[Run], jobs: int, may_diverge: bool = False) -> None:
-    """Trains those runs that have no CSV yet, as many at a time as there are jobs; exits if one fails.
+def train_all(runs: list[Run], jobs: int, points: int = 50, may_diverge: bool = False) -> None:
+    """Trains those runs that are in no table yet, as many at a time as there are jobs; exits if one fails.
 
-    With may_diverge, a run whose loss stops being finite has not failed: its CSV ends there."""
-    left = [run for run in runs if not run.csv.exists()]
+    With may_diverge, a run whose loss stops being finite has not failed: its rows end there."""
+    done = {t: set(read(t)[COLUMNS[:4]].itertuples(index=False, name=None)) for t in {r.table for r in runs}}
+    left = [run for run in dict.fromkeys(runs) if run.key not in done[run.table]]
     failures = []
-    bar = tqdm(total=len(runs), initial=len(runs) - len(left), unit=" runs")
-    with ThreadPoolExecutor(jobs) as pool:
-        futures = {pool.submit(train, run, may_diverge): run for run in left}
+    with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(left), unit=" runs") as bar:
+        futures = {pool.submit(train, run, points, may_diverge): run for run in left}
         try:
             for future in as_completed(futures):
-                run = futures[future]
                 if error := future.exception():
                     failures.append(str(error))
-                bar.write(str(error or f"{run.env_id} seed {run.seed}: {final_return(run.csv):.1f}"))
+                bar.write(str(error or f"{futures[future].key}: {future.result():.1f}"))
                 bar.update()
         except KeyboardInterrupt:  # the scripts got it too
             pool.shutdown(cancel_futures=True)
             sys.exit("interrupted: the same command goes on from the checkpoints")
-    bar.close()
     if failures:
         sys.exit(f"{len(failures)} of {len(left)} runs failed; the same command tries them again")
 
 
-def read(path: Path) -> tuple[dict, np.ndarray]:
-    """What a CSV says about its run, and its rows (n, columns)."""
-    first, _, *rows = path.read_text().splitlines()
-    return json.loads(first[2:]), np.array([[float(x) for x in row.split(",")] for row in rows])
+def interquartile_mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
+    """The mean of the middle half (Agarwal et al. 2021), as rliable computes it."""
+    return stats.trim_mean(values, 0.25, axis)
 
 
-def final_return(path: Path) -> float:
-    """The mean return of the last 100 training episodes."""
-    return read(path)[1][-1, 2]
-
-
-def evaluation(path: Path) -> float:
-    """The mean return of the evaluation at the end; earlier commits wrote "return 1.0 ± 2.0"."""
-    return float(re.search(r"return ([^\s,]+)", read(path)[0]["evaluation"])[1])
-
-
-def interquartile_mean(values: np.ndarray) -> np.ndarray:
-    """The mean of the middle half of the last axis (Agarwal et al. 2021); cut values count by their part."""
-    n = values.shape[-1]
-    weights = np.clip(np.minimum(np.arange(1, n + 1) - n / 4, n - n / 4 - np.arange(n)), 0, 1)
-    return (np.sort(values, -1) * weights).sum(-1) / weights.sum()
-
-
-def bootstrap(values: np.ndarray, resamples: int = 10_000) -> tuple[float, float]:
-    """The 95% percentile interval of the interquartile mean over seeds drawn again with replacement."""
-    draws = np.random.default_rng(0).choice(values, (resamples, len(values)))
-    return tuple(np.percentile(interquartile_mean(draws), (2.5, 97.5)))
-
-
-def environments(setting: str) -> dict[str, list[Path]]:
-    """The CSVs of a setting by environment, ordered by seed."""
-    found: dict[str, list[Path]] = {}
-    for path in sorted((RESULTS / setting).glob("*__*.csv"), key=lambda p: int(p.stem.split("__")[1])):
-        found.setdefault(path.stem.split("__")[0], []).append(path)
-    if not found:
-        sys.exit(f"no results in {RESULTS / setting}: run them first")
-    known = {env_id: found.pop(env_id) for env_id in PUBLISHED if env_id in found}
-    return known | found
+def last_rows(table: str) -> pd.DataFrame:
+    """The last row of each run of a table."""
+    return read(table).groupby(COLUMNS[:4], sort=False).last().reset_index()
 
 
 @app.command
-def table(settings: tuple[str, ...]) -> None:
-    """Prints each setting as a Markdown table: every seed, mean, interquartile mean, evaluation.
+def table(name: str) -> None:
+    """Prints a table of results as Markdown: every seed, mean, interquartile mean, evaluation.
 
     Args:
-        settings: folders of results.
+        name: of the file in benchmarks/results, less ".csv".
     """
-    for setting in settings:
-        print(f"\n**{setting}**\n")
-        print("| environment | seeds | each seed | mean | IQM [95%] | evaluation, mean | best published |")
-        print("|---|---|---|---|---|---|---|")
-        for env_id, paths in environments(setting).items():
-            values = np.array([final_return(path) for path in paths])
-            low, high = bootstrap(values)
-            evaluated = np.mean([evaluation(path) for path in paths])
-            seeds = [path.stem.split("__")[1] for path in paths]
-            best = "{} {}".format(*PUBLISHED[env_id]) if env_id in PUBLISHED else ""
-            each = " ".join(f"{value:.0f}" for value in values)
-            print(
-                f"| {env_id} | {seeds[0]}–{seeds[-1]} | {each} | **{values.mean():.0f}** "
-                f"| {interquartile_mean(values):.0f} [{low:.0f}, {high:.0f}] | {evaluated:.0f} | {best} |"
-            )
+    print("| environment | setting | seeds | each seed | mean | IQM [95%] | evaluation, mean |")
+    print("|---|---|---|---|---|---|---|")
+    for (env_id, script, setting), runs in last_rows(name).groupby(COLUMNS[:3], sort=False):
+        runs = runs.sort_values("seed")
+        values, seeds = runs["return"].to_numpy(), runs["seed"].tolist()
+        spread = ""
+        if len(values) > 2:
+            options = {"n_resamples": 10_000, "method": "percentile", "rng": 0}
+            low, high = stats.bootstrap((values,), interquartile_mean, **options).confidence_interval
+            spread = f"{interquartile_mean(values):.0f} [{low:.0f}, {high:.0f}]"
+        each = " ".join(f"{value:.0f}" for value in values)
+        label = f"{script.removeprefix('ppo_continuous')} `{setting}`".strip() if setting else script
+        span = f"{seeds[0]}–{seeds[-1]}" if len(seeds) > 1 else seeds[0]
+        cells = [env_id, label, span, each, f"**{values.mean():.0f}**", spread]
+        print(f"| {' | '.join(map(str, cells))} | {runs['evaluation'].mean():.0f} |")
 
 
 def draw(name: str, size: tuple[float, float], shape: tuple[int, int], paint: Callable) -> None:
@@ -257,10 +243,8 @@ def draw(name: str, size: tuple[float, float], shape: tuple[int, int], paint: Ca
         ("dark", "#e6edf3", "#58a6ff", "#ff7b72", "#3fb950"),
     ):
         parts = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
-        with plt.rc_context(
-            dict.fromkeys(parts, ink)
-            | {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
-        ):
+        style = dict.fromkeys(parts, ink) | {"font.size": 11}
+        with plt.rc_context(style | {"axes.spines.top": False, "axes.spines.right": False}):
             fig, axes = plt.subplots(*shape, figsize=size, layout="constrained", squeeze=False)
             paint(axes, [*colors, ink])
             fig.savefig(FIGURES / f"{name}_{theme}.png", dpi=160, transparent=True)
@@ -268,44 +252,40 @@ def draw(name: str, size: tuple[float, float], shape: tuple[int, int], paint: Ca
 
 
 @app.command
-def figure(setting: str, name: str = "returns") -> None:
-    """Draws the learning curves of a setting, once for light and once for dark pages.
+def figure(name: str, setting: str = "") -> None:
+    """Draws the learning curves of a table, for light and dark pages, as returns_light.png and _dark.png.
 
     Args:
-        setting: folder of results.
-        name: of the pictures in benchmarks/figures, less "_light.png" and "_dark.png".
+        name: of the table.
+        setting: of its runs.
     """
-    by_env = environments(setting)
-    rows = -(-len(by_env) // 3)
+    rows = read(name)
+    rows = rows[(rows["setting"] == setting)]
+    env_ids = [env_id for env_id in MUJOCO if env_id in set(rows["environment"])]
 
     def paint(axes: np.ndarray, colors: list[str]) -> None:
         line, best, *_ = colors
-        for ax in axes.flat[len(by_env) :]:
-            ax.axis("off")
-        for ax, (env_id, paths) in zip(axes.flat, by_env.items()):
-            grid, values = curves(paths)
+        for ax, env_id in zip(axes.flat, env_ids):
+            of_env = rows[rows["environment"] == env_id]
+            grid, values = curves([run for _, run in of_env.groupby("seed")])
             ax.plot(grid / 1e6, values.T, color=line, alpha=0.25, linewidth=0.8)
             ax.plot(grid / 1e6, values.mean(0), color=line, linewidth=2.2)
+            value, source = PUBLISHED[env_id]
+            ax.axhline(value, color=best, linewidth=1.2, linestyle=(0, (5, 3)))
+            note = {"xytext": (2, 3), "textcoords": "offset points", "fontsize": 9}
+            ax.annotate(f"{source}: {value}", (0, value), color=best, **note)
+            ax.set_ylim(min(0, values.min()), max(ax.get_ylim()[1], value * 1.15))
             ax.set_title(env_id, fontsize=12)
-            if env_id in PUBLISHED:
-                value, source = PUBLISHED[env_id]
-                ax.axhline(value, color=best, linewidth=1.2, linestyle=(0, (5, 3)))
-                note = {"xytext": (2, 3), "textcoords": "offset points", "fontsize": 9}
-                ax.annotate(f"{source}: {value}", (0, value), color=best, **note)
-                ax.set_ylim(top=max(ax.get_ylim()[1], value * 1.15))
-            ax.set_ylim(bottom=min(0, values.min()))
-            ax.set_xticks(np.linspace(0, round(grid[-1] / 1e6, 1), 3))
         axes[0, 0].figure.supxlabel("million environment steps", fontsize=11)
         axes[0, 0].figure.supylabel("return of the last 100 episodes", fontsize=11)
 
-    draw(name, (10, 2.7 * rows), (rows, 3), paint)
+    draw("returns", (10, 2.7 * math.ceil(len(env_ids) / 3)), (math.ceil(len(env_ids) / 3), 3), paint)
 
 
-def curves(paths: list[Path], against: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """The returns (R, 200) of R runs on a common grid (200,) of steps, or of seconds with against = 1."""
-    rows = [read(path)[1] for path in paths]
-    grid = np.linspace(max(r[0, against] for r in rows), min(r[-1, against] for r in rows), 200)
-    return grid, np.array([np.interp(grid, r[:, against], r[:, 2]) for r in rows])
+def curves(runs: list[pd.DataFrame], against: str = "step") -> tuple[np.ndarray, np.ndarray]:
+    """The returns (R, 200) of R runs on a common grid (200,) of steps, or of seconds."""
+    grid = np.linspace(max(r[against].iloc[0] for r in runs), min(r[against].iloc[-1] for r in runs), 200)
+    return grid, np.array([np.interp(grid, run[against], run["return"]) for run in runs])
 
 
 if __name__ == "__main__":
