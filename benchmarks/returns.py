@@ -35,8 +35,7 @@ FIGURES = ROOT / "benchmarks" / "figures"
 MUJOCO = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5", "Swimmer-v5")
 COLUMNS = ["environment", "script", "setting", "seed", "step", "return", "seconds", "commit", "evaluation",
            "approx_kl"]  # fmt: skip
-# The best mean over several seeds found for PPO at a million steps, the task's version in brackets;
-# sources: README.md.
+# The best mean of several seeds found for PPO at a million steps (version of the task): README.md.
 PUBLISHED = {
     "HalfCheetah-v5": (5650, "Tianshou (v3)"),
     "Hopper-v5": (2616, "KLip-PPO (v4)"),
@@ -65,9 +64,8 @@ class Run:
     @property
     def folder(self) -> Path:
         """Where the script leaves its own run folder; ignored by git."""
-        return (
-            ROOT / "benchmarks" / "runs" / self.table / re.sub(r"[^\w.-]+", "_", "_".join(map(str, self.key)))
-        )
+        name = re.sub(r"[^\w.-]+", "_", "_".join(map(str, self.key)))
+        return ROOT / "benchmarks" / "runs" / self.table / name
 
 
 def read(table: str) -> pd.DataFrame:
@@ -182,30 +180,22 @@ def train_all(runs: list[Run], jobs: int, points: int = 50, may_diverge: bool = 
     With may_diverge, a run whose loss stops being finite has not failed: its rows end there."""
     done = {t: set(read(t)[COLUMNS[:4]].itertuples(index=False, name=None)) for t in {r.table for r in runs}}
     left = [run for run in dict.fromkeys(runs) if run.key not in done[run.table]]
-    failures = []
     with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(left), unit=" runs") as bar:
         futures = {pool.submit(train, run, points, may_diverge): run for run in left}
         try:
             for future in as_completed(futures):
-                if error := future.exception():
-                    failures.append(str(error))
-                bar.write(str(error or f"{futures[future].key}: {future.result():.1f}"))
+                bar.write(str(future.exception() or f"{futures[future].key}: {future.result():.1f}"))
                 bar.update()
         except KeyboardInterrupt:  # the scripts got it too
             pool.shutdown(cancel_futures=True)
             sys.exit("interrupted: the same command goes on from the checkpoints")
-    if failures:
-        sys.exit(f"{len(failures)} of {len(left)} runs failed; the same command tries them again")
-
-
-def interquartile_mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
-    """The mean of the middle half (Agarwal et al. 2021), as rliable computes it."""
-    return stats.trim_mean(values, 0.25, axis)
+    if failed := sum(future.exception() is not None for future in futures):
+        sys.exit(f"{failed} of {len(left)} runs failed; the same command tries them again")
 
 
 def last_rows(table: str) -> pd.DataFrame:
     """The last row of each run of a table."""
-    return read(table).groupby(COLUMNS[:4], sort=False).last().reset_index()
+    return read(table).groupby(COLUMNS[:4], sort=False).tail(1)
 
 
 @app.command
@@ -215,21 +205,20 @@ def table(name: str) -> None:
     Args:
         name: of the file in benchmarks/results, less ".csv".
     """
-    print("| environment | setting | seeds | each seed | mean | IQM [95%] | evaluation, mean |")
-    print("|---|---|---|---|---|---|---|")
-    for (env_id, script, setting), runs in last_rows(name).groupby(COLUMNS[:3], sort=False):
-        runs = runs.sort_values("seed")
-        values, seeds = runs["return"].to_numpy(), runs["seed"].tolist()
-        spread = ""
+    print("| environment | script, setting | seeds | each seed | mean | IQM [95%] | evaluation | seconds |")
+    print("|---|---|---|---|---|---|---|---|")
+    middle_half = partial(stats.trim_mean, proportiontocut=0.25)  # as in rliable (Agarwal et al. 2021)
+    for (env_id, *setting), runs in last_rows(name).groupby(COLUMNS[:3], sort=False):
+        values, seeds = runs.sort_values("seed")["return"].to_numpy(), sorted(runs["seed"])
+        low = high = values.mean()
         if len(values) > 2:
             options = {"n_resamples": 10_000, "method": "percentile", "rng": 0}
-            low, high = stats.bootstrap((values,), interquartile_mean, **options).confidence_interval
-            spread = f"{interquartile_mean(values):.0f} [{low:.0f}, {high:.0f}]"
-        each = " ".join(f"{value:.0f}" for value in values)
-        label = f"{script.removeprefix('ppo_continuous')} `{setting}`".strip() if setting else script
-        span = f"{seeds[0]}–{seeds[-1]}" if len(seeds) > 1 else seeds[0]
-        cells = [env_id, label, span, each, f"**{values.mean():.0f}**", spread]
-        print(f"| {' | '.join(map(str, cells))} | {runs['evaluation'].mean():.0f} |")
+            low, high = stats.bootstrap((values,), middle_half, **options).confidence_interval
+        iqm = f"{middle_half(values):.0f} [{low:.0f}, {high:.0f}]"
+        each, span = " ".join(f"{value:.0f}" for value in values), f"{seeds[0]}–{seeds[-1]}"
+        cells = [env_id, " ".join(setting).strip(), span, each, f"**{values.mean():.0f}**", iqm]
+        means = f"{runs['evaluation'].mean():.0f} | {runs['seconds'].mean():.0f}"
+        print(f"| {' | '.join(cells)} | {means} |")
 
 
 def draw(name: str, size: tuple[float, float], shape: tuple[int, int], paint: Callable) -> None:

@@ -208,14 +208,7 @@ def measure_environment(script: str, flags: dict[str, Any], steps: int) -> dict[
 
 @app.command
 def measure(what: str, name: str, flags: str, steps: int) -> None:
-    """One measurement, printed as JSON; compare starts this in processes of their own.
-
-    Args:
-        what: ours, sb3, sbx, rl_games, cleanrl, environment or arithmetic.
-        name: script, or for sb3, sbx and rl_games the environment.
-        flags: flags of the script as JSON.
-        steps: of the environments.
-    """
+    """One measurement, printed as JSON; compare starts this in processes of their own."""
     print(json.dumps(globals()[f"measure_{what}"](name, json.loads(flags), steps)))
 
 
@@ -338,10 +331,6 @@ def race(
         axes[0, 0].legend(frameon=False)
 
     returns.draw("race", (10, 3.4), (1, len(env_ids)), paint)
-    print("| | | seconds for a million steps | return, each seed |\n|---|---|---|---|")
-    for (env_id, side), of_seeds in rows.items():
-        each = (" ".join(f"{r[c].iloc[-1]:.0f}" for r in of_seeds) for c in ("seconds", "return"))
-        print(f"| {env_id} | {side} | {' | '.join(each)} |")
 
 
 if __name__ == "__main__":
