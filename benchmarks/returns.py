@@ -144,8 +144,7 @@ def logged(run_dir: Path, points: int) -> pd.DataFrame:
     elif rows.empty:  # it diverged in its first iteration
         rows = pd.DataFrame([{"step": 0, "seconds": 0.0}], columns=rows.columns)
     indices = np.unique(np.linspace(len(rows) - 1, 0, points).round().astype(int))
-    digits = {"return": 2, "seconds": 1, "approx_kl": 5}
-    return rows.iloc[indices].round(digits).reset_index(drop=True)
+    return rows.iloc[indices].round({"return": 2, "seconds": 1, "approx_kl": 5}).reset_index(drop=True)
 
 
 @app.command(name="run")

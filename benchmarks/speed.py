@@ -276,6 +276,7 @@ def compare(
         path = RESULTS / "speed.csv"
         rows = pd.DataFrame(rows).round(4).assign(commit=returns.commit(f"{TASKS[task][0]}.py"))
         pd.concat([pd.read_csv(path), rows] if path.exists() else [rows]).to_csv(path, index=False)
+        print("gradient steps an iteration: {num_minibatches} x {update_epochs}\n".format(**TASKS[task][1]))
         print_table(rows)
 
 
