@@ -153,7 +153,7 @@ def run_all(
     seeds: tuple[int, ...],
     env_ids: tuple[str, ...] = MUJOCO,
     script: str = "ppo_continuous",
-    settings: tuple[str, ...] = ("",),
+    settings: str = "",
     points: int = 50,
     jobs: int = 2,
 ) -> None:
@@ -164,12 +164,14 @@ def run_all(
         seeds: each is a run in each environment.
         env_ids: environments, also EnvPool/HalfCheetah-v5.
         script: ppo_continuous, ppo_discrete, ppo_atari, or one of variants/, without ".py".
-        settings: each is flags for the script, in one string: --settings="--gae-lambda 0.9".
+        settings: flags for the script, "|" between settings: --settings="--compile | --gae-lambda 0.9".
         points: rows a run.
         jobs: processes at a time, each with one thread.
     """
-    grid = [(seed, setting, env_id) for seed in seeds for setting in settings for env_id in env_ids]
-    runs = [Run(table, script, env_id, seed, setting) for seed, setting, env_id in grid]
+    grid = [
+        (seed, setting, env_id) for seed in seeds for setting in settings.split("|") for env_id in env_ids
+    ]
+    runs = [Run(table, script, env_id, seed, setting.strip()) for seed, setting, env_id in grid]
     train_all(runs, jobs, points)
 
 
