@@ -168,10 +168,8 @@ def run_all(
         points: rows a run.
         jobs: processes at a time, each with one thread.
     """
-    grid = [
-        (seed, setting, env_id) for seed in seeds for setting in settings.split("|") for env_id in env_ids
-    ]
-    runs = [Run(table, script, env_id, seed, setting.strip()) for seed, setting, env_id in grid]
+    names = [setting.strip() for setting in settings.split("|")]
+    runs = [Run(table, script, env_id, seed, x) for seed in seeds for x in names for env_id in env_ids]
     train_all(runs, jobs, points)
 
 
