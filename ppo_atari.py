@@ -294,7 +294,7 @@ def compute_gradient(agent: Agent, minibatch: Batch, args: Args) -> dict[str, Te
     loss.backward()
     gradients = [p.grad for p in agent.parameters() if p.grad is not None]
     average(*metrics.values(), *gradients)  # over torchrun's processes
-    metrics["grad_norm"] = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
+    metrics["grad_norm"] = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm, foreach=False)
     return metrics
 
 

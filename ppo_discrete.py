@@ -139,7 +139,7 @@ def make_envs(args: Args, num_envs: int, video_dir: Path | None = None) -> Vecto
 
 
 class RunningMeanStd(nn.Module):
-    """Mean and variance of all samples so far, saved with the weights."""
+    """Mean and variance so far, saved with the weights."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -329,7 +329,7 @@ def compute_gradient(agent: Agent, minibatch: Batch, args: Args) -> dict[str, Te
     loss.backward()
     gradients = [p.grad for p in agent.parameters() if p.grad is not None]
     average(*metrics.values(), *gradients)  # over torchrun's processes
-    metrics["grad_norm"] = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
+    metrics["grad_norm"] = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm, foreach=False)
     return metrics
 
 

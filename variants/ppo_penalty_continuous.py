@@ -126,7 +126,7 @@ class TidyEnv(gym.Wrapper):
 
 
 def make_envs(args: Args, num_envs: int, video_dir: Path | None = None) -> VectorEnv:
-    """Environments that map actions from [-1, 1] to their bounds, and report episode returns."""
+    """Environments that map actions from [-1, 1] to their bounds, and report returns."""
     mode = "sync" if video_dir else args.vectorization
     kwargs = {"wrappers": [TidyEnv], "vector_kwargs": {"autoreset_mode": AutoresetMode.SAME_STEP}}
     if mode == "vector_entry_point":
@@ -153,7 +153,7 @@ def make_envs(args: Args, num_envs: int, video_dir: Path | None = None) -> Vecto
 
 
 class RunningMeanStd(nn.Module):
-    """Mean and variance of all samples so far, saved with the weights."""
+    """Mean and variance so far, saved with the weights."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -349,7 +349,7 @@ def compute_gradient(agent: Agent, old_agent: Agent, minibatch: Batch, args: Arg
     loss.backward()
     gradients = [p.grad for p in agent.parameters() if p.grad is not None]
     average(*metrics.values(), *gradients)  # over torchrun's processes
-    metrics["grad_norm"] = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
+    metrics["grad_norm"] = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm, foreach=False)
     metrics["kl_coef"] = agent.kl_coef.float()
     return metrics
 

@@ -117,7 +117,7 @@ class TidyEnv(gym.Wrapper):
 
 
 def make_envs(args: Args, num_envs: int, video_dir: Path | None = None) -> VectorEnv:
-    """Environments that map actions from [-1, 1] to their bounds, and report episode returns."""
+    """Environments that map actions from [-1, 1] to their bounds, and report returns."""
     mode = "sync" if video_dir else args.vectorization
     kwargs = {"wrappers": [TidyEnv], "vector_kwargs": {"autoreset_mode": AutoresetMode.SAME_STEP}}
     if mode == "vector_entry_point":
@@ -144,7 +144,7 @@ def make_envs(args: Args, num_envs: int, video_dir: Path | None = None) -> Vecto
 
 
 class RunningMeanStd(nn.Module):
-    """Mean and variance of all samples so far, saved with the weights."""
+    """Mean and variance so far, saved with the weights."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
