@@ -35,15 +35,6 @@ FIGURES = ROOT / "benchmarks" / "figures"
 MUJOCO = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5", "Swimmer-v5")
 COLUMNS = ["environment", "script", "setting", "seed", "step", "return", "seconds", "commit", "evaluation",
            "approx_kl"]  # fmt: skip
-# The best mean of several seeds found for PPO at a million steps (version of the task): README.md.
-PUBLISHED = {
-    "HalfCheetah-v5": (5650, "Tianshou (v3)"),
-    "Hopper-v5": (2616, "KLip-PPO (v4)"),
-    "Walker2d-v5": (3995, "KLip-PPO (v4)"),
-    "Ant-v5": (2193, "KLip-PPO (v4, another task)"),
-    "Humanoid-v5": (742, "CleanRL (v4)"),
-    "Swimmer-v5": (111, "baselines (v1)"),
-}
 app = SubcommandApp()
 
 
@@ -71,7 +62,7 @@ class Run:
 def read(table: str) -> pd.DataFrame:
     """The rows of a table, in the order in which they were written."""
     path = RESULTS / f"{table}.csv"
-    rows = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=COLUMNS)
+    rows = pd.read_csv(path, dtype={"setting": str}) if path.exists() else pd.DataFrame(columns=COLUMNS)
     return rows.fillna({"setting": ""})
 
 
@@ -240,34 +231,42 @@ def draw(name: str, size: tuple[float, float], shape: tuple[int, int], paint: Ca
 
 
 @app.command
-def figure(name: str, setting: str = "") -> None:
-    """Draws the learning curves of a table, for light and dark pages, as returns_light.png and _dark.png.
+def figure(name: str) -> None:
+    """Draws the learning curves of a table over published ones, results/published.csv, for light and dark
+    pages, as <name>_light.png and _dark.png.
 
     Args:
         name: of the table.
-        setting: of its runs.
     """
-    rows = read(name)
-    rows = rows[(rows["setting"] == setting)]
-    env_ids = [env_id for env_id in MUJOCO if env_id in set(rows["environment"])]
+    rows, published = read(name), read("published")
+    labels = (rows["environment"] + " " + rows["setting"]).str.replace("EnvPool/|--compile", "", regex=True)
+    panels = list(rows.groupby(labels.str.strip(), sort=False))
+    columns = 2 if len(panels) == 4 else 3
+    shape = (math.ceil(len(panels) / columns), columns)
 
     def paint(axes: np.ndarray, colors: list[str]) -> None:
-        line, best, *_ = colors
-        for ax, env_id in zip(axes.flat, env_ids):
-            of_env = rows[rows["environment"] == env_id]
-            grid, values = curves([run for _, run in of_env.groupby("seed")])
-            ax.plot(grid / 1e6, values.T, color=line, alpha=0.25, linewidth=0.8)
-            ax.plot(grid / 1e6, values.mean(0), color=line, linewidth=2.2)
-            value, source = PUBLISHED[env_id]
-            ax.axhline(value, color=best, linewidth=1.2, linestyle=(0, (5, 3)))
-            note = {"xytext": (2, 3), "textcoords": "offset points", "fontsize": 9}
-            ax.annotate(f"{source}: {value}", (0, value), color=best, **note)
-            ax.set_ylim(min(0, values.min()), max(ax.get_ylim()[1], value * 1.15))
-            ax.set_title(env_id, fontsize=12)
+        for ax, (label, runs) in zip(axes.flat, panels):
+            grid, values = curves([run for _, run in runs.groupby(["environment", "seed"])])
+            for number, (source, points) in enumerate(published.groupby("script", sort=False)):
+                points = points[points["environment"] == label]
+                style = {"color": colors[1], "linewidth": 1.2, "linestyle": ["--", ":", "-."][number % 3]}
+                if len(points) == 1:  # the return at the end
+                    ax.axhline(
+                        points["return"].item(), label=f"{source}: {points['return'].item():g}", **style
+                    )
+                elif len(points):
+                    ax.plot(points["step"] / 1e6, points["return"], label=source, **style)
+            ax.plot(grid / 1e6, values.T, color=colors[0], alpha=0.25, linewidth=0.8)
+            ax.plot(grid / 1e6, values.mean(0), color=colors[0], linewidth=2.2)
+            ax.set_title(label, fontsize=12)
+            ax.set_xlim(0, grid[-1] / 1e6)
+            shown = [line.get_ydata()[np.array(line.get_xdata()) <= grid[-1] / 1e6] for line in ax.lines]
+            ax.set_ylim(min(0, values.min()), 1.1 * max(y.max() for y in shown if len(y)))
+            ax.legend(frameon=False, fontsize=8)
         axes[0, 0].figure.supxlabel("million environment steps", fontsize=11)
         axes[0, 0].figure.supylabel("return of the last 100 episodes", fontsize=11)
 
-    draw("returns", (10, 2.7 * math.ceil(len(env_ids) / 3)), (math.ceil(len(env_ids) / 3), 3), paint)
+    draw(name, (10, 2.7 * shape[0]), shape, paint)
 
 
 def curves(runs: list[pd.DataFrame], against: str = "step") -> tuple[np.ndarray, np.ndarray]:
