@@ -417,7 +417,7 @@ class Run:
 
                 wandb.init(name=run, config=vars(args), sync_tensorboard=True)
         self.writer = SummaryWriter(self.path.parent, flush_secs=10)
-        print(f"checkpoint: {self.path}", flush=True)
+        self.bar.write(f"checkpoint: {self.path}")
 
     def record(self, iteration: int, history: list[dict], returns: list[float]) -> None:
         """Logs and saves. Raises FloatingPointError on NaN or infinity."""
@@ -485,7 +485,7 @@ def check(args: Args) -> None:
 
 def main() -> None:
     """The command line. A user's mistake costs one line and exit status 2."""
-    sys.stdout.reconfigure(errors="replace")  # it may have no γ
+    sys.stdout.reconfigure(errors="replace", line_buffering=True)  # may lack γ
     try:
         args = tyro.cli(Args)
         path = args.evaluate or args.resume
