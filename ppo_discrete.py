@@ -375,7 +375,7 @@ def compiled(function: Any, args: Args) -> Any:
     """The function, or a faster one."""
     if not args.compile:
         return function
-    torch._dynamo.config.trace_autograd_ops = True  # compiles backward(), too
+    torch._dynamo.config.trace_autograd_ops = True  # backward() too; CUDA needs foreach=False
     return torch.compile(function, options={"cpp.use_decompose_tanh": True})
 
 
@@ -469,7 +469,7 @@ class Run:
             return
         self.returns = (self.returns + returns)[-100:]
         if self.returns:
-            metrics["episodic_return"] = sum(self.returns) / len(self.returns)
+            metrics["episodic_return"] = np.mean(self.returns)
             self.bar.set_postfix_str(f"return {metrics['episodic_return']:.5g}")
         for name, value in metrics.items():
             self.writer.add_scalar(name, value, step)

@@ -247,22 +247,23 @@ def figure(name: str) -> None:
     def paint(axes: np.ndarray, colors: list[str]) -> None:
         for ax, (label, runs) in zip(axes.flat, panels):
             grid, values = curves([run for _, run in runs.groupby(["environment", "seed"])])
-            for number, (source, points) in enumerate(published.groupby("script", sort=False)):
-                points = points[points["environment"] == label]
-                style = {"color": colors[1], "linewidth": 1.2, "linestyle": ["--", ":", "-."][number % 3]}
+            highest = values.max()
+            of_label = published[published["environment"] == label].groupby("source", sort=False)
+            for (source, points), line in zip(of_label, ("--", ":", "-.")):
+                style = {"color": colors[1], "linewidth": 1.2, "linestyle": line}
                 if len(points) == 1:  # the return at the end
-                    ax.axhline(
-                        points["return"].item(), label=f"{source}: {points['return'].item():g}", **style
-                    )
-                elif len(points):
+                    end = points["return"].item()
+                    ax.axhline(end, label=f"{source}: {end:g}", **style)
+                else:
                     ax.plot(points["step"] / 1e6, points["return"], label=source, **style)
+                highest = max([highest, *points["return"][points["step"] <= 1.01 * grid[-1]]])
             ax.plot(grid / 1e6, values.T, color=colors[0], alpha=0.25, linewidth=0.8)
             ax.plot(grid / 1e6, values.mean(0), color=colors[0], linewidth=2.2)
             ax.set_title(label, fontsize=12)
             ax.set_xlim(0, grid[-1] / 1e6)
-            shown = [line.get_ydata()[np.array(line.get_xdata()) <= grid[-1] / 1e6] for line in ax.lines]
-            ax.set_ylim(min(0, values.min()), 1.1 * max(y.max() for y in shown if len(y)))
-            ax.legend(frameon=False, fontsize=8)
+            ax.set_ylim(min(0, values.min()), 1.1 * highest)
+            if ax.get_legend_handles_labels()[0]:
+                ax.legend(frameon=False, fontsize=8)
         axes[0, 0].figure.supxlabel("million environment steps", fontsize=11)
         axes[0, 0].figure.supylabel("return of the last 100 episodes", fontsize=11)
 

@@ -487,7 +487,7 @@ class Run:
             return
         self.returns = (self.returns + returns)[-100:]
         if self.returns:
-            metrics["episodic_return"] = sum(self.returns) / len(self.returns)
+            metrics["episodic_return"] = np.mean(self.returns)
             self.bar.set_postfix_str(f"return {metrics['episodic_return']:.5g}")
         for name, value in metrics.items():
             self.writer.add_scalar(name, value, step)
