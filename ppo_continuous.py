@@ -62,7 +62,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 
-@dataclass(frozen=True, config={"extra": "forbid"})  # pydantic's: makes numpy's numbers plain ones
+@dataclass(frozen=True, config={"extra": "forbid"})  # pydantic's makes numpy's numbers plain
 class Args:
     # The task
     env_id: str = "HalfCheetah-v5"  # Box spaces; "module:MyEnv-v0" imports module
@@ -75,7 +75,7 @@ class Args:
     num_minibatches: int = 4  # in a batch
     update_epochs: int = 10  # K, passes over it
     learning_rate: float = 1e-3  # of Adam
-    anneal_lr: bool = True  # let it fall linearly to 0
+    anneal_lr: bool = True  # to 0, linearly
     gamma: float = 0.99  # γ, the discount
     gae_lambda: float = 0.93  # λ, 0: low variance, 1: low bias
     norm_adv: bool = True  # standardise advantages
@@ -93,10 +93,10 @@ class Args:
     device: str = "cpu"  # fastest for small networks
     compile: bool = False  # faster after a wait; needs C++
     track: bool = False  # to Weights & Biases, project $WANDB_PROJECT
-    resume: Path | None = None  # checkpoint.pt to go on from; flags replace its own
+    resume: Path | None = None  # checkpoint.pt to go on from; flags override
     evaluate: Path | None = None  # checkpoint.pt to evaluate
     eval_episodes: int = 10  # of an evaluation
-    capture_video: bool = False  # film some of them
+    capture_video: bool = False  # film some
 
     batch_size = property(lambda self: self.num_envs * self.num_steps)
     num_iterations = property(lambda self: self.total_timesteps // self.batch_size)
@@ -355,7 +355,7 @@ def update(agent: Agent, optimizer: torch.optim.Adam, batch: Batch, args: Args) 
             minibatch = Batch(*(field[indices] for field in batch))
             metrics = compute(agent, minibatch, args)
             history.append(metrics)
-            # CleanRL looks once an epoch, after its steps; stable-baselines3 allows 1.5 times this.
+            # CleanRL looks after each epoch; stable-baselines3 allows 1.5 times this.
             if args.target_kl is not None and metrics["approx_kl"] > args.target_kl:
                 return history
             optimizer.step()
@@ -407,7 +407,7 @@ def evaluate(path: Path, args: Args) -> list[float]:
     agent = Agent(envs, args).to(args.device)
     load_checkpoint(path, agent=agent)
     obs, _ = envs.reset(seed=args.seed % 2**31)
-    returns, limit = [], 30_000 * args.eval_episodes  # some episodes never end
+    returns, limit = [], 30_000 * args.eval_episodes  # some never end
     for _ in tqdm(range(limit), "evaluation", leave=False):
         policy, _ = agent(torch.as_tensor(obs, device=args.device))
         obs, _, _, _, info = envs.step(policy.mode.cpu().numpy())
@@ -455,10 +455,10 @@ class Run:
         seeds = np.random.SeedSequence([args.seed, step]).generate_state(args.num_envs) // 2
         seeds = seeds[self.rank :: world_size].tolist()
         self.obs, _ = self.envs.reset(seed=seeds)
-        torch.manual_seed(seeds[0])  # each its own
+        torch.manual_seed(seeds[0])  # by rank
         self.returns = []
         self.bar = tqdm(total=args.total_timesteps, initial=step, disable=self.rank > 0)
-        self.bar.set_postfix_str("no episode has ended yet")
+        self.bar.set_postfix_str("no episode ended yet")
         if self.rank > 0:
             return
         run = re.sub(r"[^\w.-]", "_", f"{args.env_id}__{Path(__file__).stem}__{args.seed}__{datetime.now()}")
@@ -468,11 +468,11 @@ class Run:
                 import wandb
 
                 wandb.init(name=run, config=vars(args), sync_tensorboard=True)
-        self.writer = SummaryWriter(self.path.parent, flush_secs=10)
+        self.writer = SummaryWriter(self.path.parent, purge_step=step + 1, flush_secs=10)
         self.bar.write(f"checkpoint: {self.path}")
 
     def record(self, iteration: int, history: list[dict], returns: list[float]) -> None:
-        """Logs and saves. Raises FloatingPointError on NaN or infinity."""
+        """Logs and saves. Raises FloatingPointError on NaN or inf."""
         args, step = self.args, (iteration + 1) * self.args.batch_size
         metrics = {name: torch.stack([m[name] for m in history]).mean().item() for name in history[0]}
         if not all(map(math.isfinite, metrics.values())):
@@ -518,7 +518,7 @@ def explained(what: str, errors: Any = Exception) -> Any:
 
 
 def check(args: Args) -> None:
-    """Raises UserError if args cannot work."""
+    """Raises UserError if args can't work."""
     may_be_0 = ("seed", "gamma", "gae_lambda", "ent_coef", "vf_coef", "target_kl")
     for name, value in vars(args).items():
         rule = "0 or more" if name in may_be_0 else "more than 0"

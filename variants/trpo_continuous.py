@@ -65,7 +65,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 
-@dataclass(frozen=True, config={"extra": "forbid"})  # pydantic's: makes numpy's numbers plain ones
+@dataclass(frozen=True, config={"extra": "forbid"})  # pydantic's makes numpy's numbers plain
 class Args:
     # The task
     env_id: str = "HalfCheetah-v5"  # Box spaces; "module:MyEnv-v0" imports module
@@ -89,10 +89,10 @@ class Args:
     # The run
     device: str = "cpu"  # fastest for small networks
     track: bool = False  # to Weights & Biases, project $WANDB_PROJECT
-    resume: Path | None = None  # checkpoint.pt to go on from; flags replace its own
+    resume: Path | None = None  # checkpoint.pt to go on from; flags override
     evaluate: Path | None = None  # checkpoint.pt to evaluate
     eval_episodes: int = 10  # of an evaluation
-    capture_video: bool = False  # film some of them
+    capture_video: bool = False  # film some
 
     batch_size = property(lambda self: self.num_envs * self.num_steps)
     num_iterations = property(lambda self: self.total_timesteps // self.batch_size)
@@ -411,7 +411,7 @@ def evaluate(path: Path, args: Args) -> list[float]:
     agent = Agent(envs, args).to(args.device)
     load_checkpoint(path, agent=agent)
     obs, _ = envs.reset(seed=args.seed % 2**31)
-    returns, limit = [], 30_000 * args.eval_episodes  # some episodes never end
+    returns, limit = [], 30_000 * args.eval_episodes  # some never end
     for _ in tqdm(range(limit), "evaluation", leave=False):
         policy, _ = agent(torch.as_tensor(obs, device=args.device))
         obs, _, _, _, info = envs.step(policy.mode.cpu().numpy())
@@ -461,10 +461,10 @@ class Run:
         seeds = np.random.SeedSequence([args.seed, step]).generate_state(args.num_envs) // 2
         seeds = seeds[self.rank :: world_size].tolist()
         self.obs, _ = self.envs.reset(seed=seeds)
-        torch.manual_seed(seeds[0])  # each its own
+        torch.manual_seed(seeds[0])  # by rank
         self.returns = []
         self.bar = tqdm(total=args.total_timesteps, initial=step, disable=self.rank > 0)
-        self.bar.set_postfix_str("no episode has ended yet")
+        self.bar.set_postfix_str("no episode ended yet")
         if self.rank > 0:
             return
         run = re.sub(r"[^\w.-]", "_", f"{args.env_id}__{Path(__file__).stem}__{args.seed}__{datetime.now()}")
@@ -474,11 +474,11 @@ class Run:
                 import wandb
 
                 wandb.init(name=run, config=vars(args), sync_tensorboard=True)
-        self.writer = SummaryWriter(self.path.parent, flush_secs=10)
+        self.writer = SummaryWriter(self.path.parent, purge_step=step + 1, flush_secs=10)
         self.bar.write(f"checkpoint: {self.path}")
 
     def record(self, iteration: int, history: list[dict], returns: list[float]) -> None:
-        """Logs and saves. Raises FloatingPointError on NaN or infinity."""
+        """Logs and saves. Raises FloatingPointError on NaN or inf."""
         args, step = self.args, (iteration + 1) * self.args.batch_size
         metrics = {name: torch.stack([m[name] for m in history]).mean().item() for name in history[0]}
         if not all(map(math.isfinite, metrics.values())):
@@ -524,7 +524,7 @@ def explained(what: str, errors: Any = Exception) -> Any:
 
 
 def check(args: Args) -> None:
-    """Raises UserError if args cannot work."""
+    """Raises UserError if args can't work."""
     may_be_0 = ("seed", "gamma", "gae_lambda", "damping")
     for name, value in vars(args).items():
         rule = "0 or more" if name in may_be_0 else "more than 0"
