@@ -7,9 +7,8 @@
 `surrogate` draws the clipped objective and its gradient against the ratio, as the script's own ppo_loss
 computes them. The others train what is not in benchmarks/results/trust_region.csv yet (stop them whenever
 you like, the same command goes on), then draw or print. The tables are `story` (four answers to how far a
-step may go), `paper` (Table 1 of the PPO paper) and `claims`. A run that ends because its loss is no longer
-finite is a result too: it counts with the return that it had last, or with the random policy's where no
-episode had ended.
+step may go), `paper` (Table 1 of the PPO paper) and `claims`. A run whose loss stops being finite counts
+with the return that it had last, or with the random policy's where no episode had ended.
 """
 
 import sys
@@ -59,7 +58,8 @@ STORY = (
     Variant("TRPO", "", TRPO),
     Variant("nothing", f"{NO_CLIP} --target-kl None"),
     Variant("penalty", "", PENALTY),
-    Variant("clip", ""),
+    Variant("clip", "--target-kl None"),
+    Variant("clip, early stopping", ""),
 )
 TABLE_1 = (  # with the scores of the paper
     Variant("no clipping, no penalty (−0.39)", f"{PAPER} {NO_CLIP}"),
