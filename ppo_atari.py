@@ -60,7 +60,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 
-@dataclass(frozen=True, config={"extra": "forbid"})  # pydantic's makes numpy's numbers plain
+@dataclass(frozen=True, config={"extra": "forbid"})  # pydantic's: makes numpy's numbers plain
 class Args:
     # The task
     env_id: str = "Breakout"  # game of ALE, the Arcade Learning Environment; "PongNoFrameskip-v4" works
@@ -78,7 +78,7 @@ class Args:
     gae_lambda: float = 0.95  # λ, 0: low variance, 1: low bias
     norm_adv: bool = True  # standardise advantages
     vf_coef: float = 0.5  # 2 c_1, weight of the value loss
-    clip_vloss: bool = False  # clip the change of values to ε
+    clip_vloss: bool = False  # clip value changes to ε
     ent_coef: float = 0.01  # c_2, weight of the entropy bonus
     max_grad_norm: float = 0.5  # clips the gradient
     # The trust region
@@ -406,7 +406,7 @@ class Run:
         torch.manual_seed(seeds[0])  # by rank
         self.returns = []
         self.bar = tqdm(total=args.total_timesteps, initial=step, disable=self.rank > 0)
-        self.bar.set_postfix_str("no episode ended yet")
+        self.bar.set_postfix_str("no episode has ended yet")
         if self.rank > 0:
             return
         run = re.sub(r"[^\w.-]", "_", f"{args.env_id}__{Path(__file__).stem}__{args.seed}__{datetime.now()}")

@@ -144,7 +144,7 @@ def test_what_never_ends_is_said(capsys):
     args = small(ppo_continuous, env_id="probe_envs:Echo-v0", eval_episodes=1)
     ppo_continuous.train(args)
     out, err = capsys.readouterr()
-    assert "no episode ended yet" in err and "evaluation: 0 episodes in 30000 steps\n" in out
+    assert "no episode has ended yet" in err and "evaluation: 0 episodes in 30000 steps\n" in out
 
 
 def test_small_returns_can_be_read(ppo, monkeypatch, capsys):

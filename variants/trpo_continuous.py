@@ -65,7 +65,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 
-@dataclass(frozen=True, config={"extra": "forbid"})  # pydantic's makes numpy's numbers plain
+@dataclass(frozen=True, config={"extra": "forbid"})  # pydantic's: makes numpy's numbers plain
 class Args:
     # The task
     env_id: str = "HalfCheetah-v5"  # Box spaces; "module:MyEnv-v0" imports module
@@ -464,7 +464,7 @@ class Run:
         torch.manual_seed(seeds[0])  # by rank
         self.returns = []
         self.bar = tqdm(total=args.total_timesteps, initial=step, disable=self.rank > 0)
-        self.bar.set_postfix_str("no episode ended yet")
+        self.bar.set_postfix_str("no episode has ended yet")
         if self.rank > 0:
             return
         run = re.sub(r"[^\w.-]", "_", f"{args.env_id}__{Path(__file__).stem}__{args.seed}__{datetime.now()}")
