@@ -5,7 +5,7 @@
 #                 "opencv-python-headless>=4.11"]
 # ///
 # Copyright 2026 the authors of "PPO in single files". SPDX-License-Identifier: MIT
-"""Proximal Policy Optimization (PPO) for Atari games, whole in this file.
+"""Proximal Policy Optimization (PPO) for Atari games, in one file.
 
     python ppo_atari.py --env-id Pong --clip-coef 0.2
 
@@ -60,7 +60,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 
-@dataclass(frozen=True, config={"extra": "forbid"})  # pydantic's: makes numpy's numbers plain
+@dataclass(frozen=True, config={"extra": "forbid"})  # makes numpy's numbers plain
 class Args:
     # The task
     env_id: str = "Breakout"  # game of ALE, the Arcade Learning Environment; "PongNoFrameskip-v4" works
@@ -89,7 +89,7 @@ class Args:
     threads: int = 2  # of torch on a CPU; the games have their own
     bf16: bool = False  # for GPUs and CPUs with bfloat16; slow on others
     compile: bool = False  # faster after a wait; needs C++
-    track: bool = False  # to Weights & Biases, project $WANDB_PROJECT
+    track: bool = False  # to Weights & Biases; $WANDB_PROJECT
     resume: Path | None = None  # checkpoint.pt to go on from; flags override
     evaluate: Path | None = None  # checkpoint.pt to evaluate
     eval_episodes: int = 10  # of an evaluation
@@ -308,7 +308,7 @@ def update(agent: Agent, optimizer: torch.optim.Adam, batch: Batch, args: Args) 
             minibatch = Batch(*(field[indices] for field in batch))
             metrics = compute(agent, minibatch, args)
             history.append(metrics)
-            # CleanRL looks after each epoch; stable-baselines3 allows 1.5 times this.
+            # CleanRL looks after each epoch, stable-baselines3 allows 1.5 times this
             if args.target_kl is not None and metrics["approx_kl"] > args.target_kl:
                 return history
             optimizer.step()
@@ -359,7 +359,7 @@ def evaluate(path: Path, args: Args) -> list[float]:
     obs, _ = envs.reset(seed=args.seed % 2**31)
     torch.manual_seed(args.seed)
     returns, limit = [], 30_000 * args.eval_episodes  # some never end
-    for _ in tqdm(range(limit), "evaluation", leave=False):
+    for _ in tqdm(range(limit), "evaluation", math.inf, leave=False):
         policy, _ = agent(torch.as_tensor(obs, device=args.device))
         obs, _, _, _, info = envs.step(policy.sample().cpu().numpy())
         returns += info["episode"]["r"].tolist() if "episode" in info else []
@@ -390,7 +390,7 @@ class Run:
             dist.init_process_group()
             self.rank, world_size = dist.get_rank(), dist.get_world_size()
         if args.num_envs % world_size:
-            raise UserError(f"num_envs {args.num_envs}: must be a multiple of {world_size} processes")
+            raise UserError(f"num_envs {args.num_envs}: not a multiple of {world_size} processes")
         torch.set_num_threads(args.threads)
         torch.manual_seed(args.seed)
         Distribution.set_default_validate_args(False)
@@ -406,7 +406,7 @@ class Run:
         torch.manual_seed(seeds[0])  # by rank
         self.returns = []
         self.bar = tqdm(total=args.total_timesteps, initial=step, disable=self.rank > 0)
-        self.bar.set_postfix_str("no episode has ended yet")
+        self.bar.set_postfix_str("no episode ended yet")
         if self.rank > 0:
             return
         run = re.sub(r"[^\w.-]", "_", f"{args.env_id}__{Path(__file__).stem}__{args.seed}__{datetime.now()}")
@@ -477,6 +477,8 @@ def check(args: Args) -> None:
     if not 2 * args.num_minibatches <= args.batch_size <= args.total_timesteps:
         rule = f"2 * {args.num_minibatches} minibatches to {args.total_timesteps} timesteps"
         raise UserError(f"num_envs * num_steps = {args.batch_size}: must be from {rule}")
+    with explained("--device"):
+        torch.empty(0, device=args.device)
     if args.capture_video:
         hint = "--capture-video (no display? set MUJOCO_GL=egl)"
         with explained(hint), TemporaryDirectory() as d, closing(make_envs(args, 1, Path(d, "film"))) as envs:
@@ -484,7 +486,7 @@ def check(args: Args) -> None:
 
 
 def main() -> None:
-    """The command line. A user's mistake costs one line and exit status 2."""
+    """The command line. A mistake costs one line and exit status 2."""
     sys.stdout.reconfigure(errors="replace", line_buffering=True)  # may lack γ
     try:
         args = tyro.cli(Args)

@@ -1,5 +1,6 @@
 """A user's mistake costs one line that says what to do, and exit status 2, and leaves nothing behind."""
 
+import os
 import re
 import signal
 import sys
@@ -20,6 +21,7 @@ MISTAKES = {
     "--seed -1": r"seed -1: must be 0 or more",
     "--resume nothing.pt": r"cannot load nothing.pt: .*No such file",
     "--evaluate .": r"cannot load \.:",
+    "--device nowhere": r"--device: .*nowhere",
 }
 ENVIRONMENTS = {
     ("ppo_continuous", "Pendulumm-v1"): r"Did you mean: `Pendulum`",
@@ -92,11 +94,9 @@ def test_weights_and_biases_that_cannot_start_stop_the_run_with_one_line(ppo, ma
 @pytest.mark.parametrize("ppo", ["ppo_discrete"], indirect=True)
 def test_weights_and_biases_log_a_run(ppo, monkeypatch):
     """Offline, as without an account."""
-    pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    import wandb
-
+    wandb = pytest.importorskip("wandb")
     calls, init = [], wandb.init
     monkeypatch.setattr(wandb, "init", lambda **settings: calls.append(settings) or init(**settings))
     ppo.train(small(ppo, track=True))
@@ -107,8 +107,7 @@ def test_weights_and_biases_log_a_run(ppo, monkeypatch):
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
 def test_ctrl_c_says_how_to_go_on(ppo, vectorization):
     """It reaches the processes of async, too; none of them shows a traceback."""
-    import os
-
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     flags = ["--env-id", "probe_envs:Match-v0", "--num-envs", 2, "--vectorization", vectorization]
     process = start(ppo.__file__, *flags)
     while not list(Path("runs").glob("*/checkpoint.pt")):

@@ -77,5 +77,5 @@ def test_a_process_that_dies_ends_the_run(ppo):
 @pytest.mark.parametrize("ppo", ["ppo_discrete"], indirect=True)
 def test_environments_that_cannot_be_shared_out_cost_one_line(ppo):
     done = torchrun(ppo.__file__, "--num-envs", 3)
-    assert done.returncode != 0 and "error: num_envs 3: must be a multiple of 2 processes" in done.stderr
+    assert done.returncode != 0 and "error: num_envs 3: not a multiple of 2 processes" in done.stderr
     assert not Path("runs").exists()

@@ -144,7 +144,7 @@ def test_what_never_ends_is_said(capsys):
     args = small(ppo_continuous, env_id="probe_envs:Echo-v0", eval_episodes=1)
     ppo_continuous.train(args)
     out, err = capsys.readouterr()
-    assert "no episode has ended yet" in err and "evaluation: 0 episodes in 30000 steps\n" in out
+    assert "no episode ended yet" in err and "evaluation: 0 episodes in 30000 steps\n" in out
 
 
 def test_small_returns_can_be_read(ppo, monkeypatch, capsys):
@@ -159,4 +159,4 @@ def test_images_for_an_mlp_cost_one_line_of_warning(ppo, monkeypatch, capsys, wi
     monkeypatch.setattr(probe_envs.Match, "observation_space", gym.spaces.Box(0, 1, (width, width), np.uint8))
     monkeypatch.setattr(probe_envs.Match, "obs", lambda self: np.zeros((width, width), np.uint8))
     ppo.train(small(ppo))
-    assert capsys.readouterr().err.count("warning: an MLP over 3,600 numbers, no convolutions\n") == warned
+    assert capsys.readouterr().err.count("warning: an MLP over 3,600 numbers, not a CNN\n") == warned

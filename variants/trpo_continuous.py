@@ -4,7 +4,7 @@
 #                 "tqdm>=4.67", "wandb>=0.31", "moviepy>=2.2", "pydantic>=2"]
 # ///
 # Copyright 2026 the authors of "PPO in single files". SPDX-License-Identifier: MIT
-"""Trust Region Policy Optimization (TRPO) for continuous actions, whole in this file.
+"""Trust Region Policy Optimization (TRPO) for continuous actions, in one file.
 
     python trpo_continuous.py --env-id Hopper-v5
 
@@ -65,7 +65,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 
-@dataclass(frozen=True, config={"extra": "forbid"})  # pydantic's: makes numpy's numbers plain
+@dataclass(frozen=True, config={"extra": "forbid"})  # makes numpy's numbers plain
 class Args:
     # The task
     env_id: str = "HalfCheetah-v5"  # Box spaces; "module:MyEnv-v0" imports module
@@ -88,7 +88,7 @@ class Args:
     norm_reward: bool = True  # scale rewards
     # The run
     device: str = "cpu"  # fastest for small networks
-    track: bool = False  # to Weights & Biases, project $WANDB_PROJECT
+    track: bool = False  # to Weights & Biases; $WANDB_PROJECT
     resume: Path | None = None  # checkpoint.pt to go on from; flags override
     evaluate: Path | None = None  # checkpoint.pt to evaluate
     eval_episodes: int = 10  # of an evaluation
@@ -129,7 +129,7 @@ def make_envs(args: Args, num_envs: int, video_dir: Path | None = None) -> Vecto
         envs = gym.make_vec(args.env_id, num_envs, mode, **kwargs)
     obs, action = envs.single_observation_space, envs.single_action_space
     if not (isinstance(obs, Box) and isinstance(action, Box) and action.is_bounded()):
-        hint = "(Discrete actions: ppo_discrete.py; others: FlattenObservation)"
+        hint = "(Discrete: ppo_discrete.py; others: FlattenObservation)"
         raise UserError(f"{args.env_id} has {obs} and {action}, not Box and bounded Box {hint}")
     if envs.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP:
         raise UserError(f"{args.env_id} must be of AutoresetMode.SAME_STEP")
@@ -180,10 +180,8 @@ class RewardScaler(RunningMeanStd):
         return rewards / (self.var + 1e-8 * self.mean**2 + 1e-30).sqrt().float()
 
 
-def mlp(inputs: int, outputs: int, out_gain: float) -> nn.Sequential:
-    net = nn.Sequential(
-        nn.Linear(inputs, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, outputs)
-    )
+def mlp(n_in: int, n_out: int, out_gain: float) -> nn.Sequential:
+    net = nn.Sequential(nn.Linear(n_in, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, n_out))
     for layer, gain in zip(net[::2], (2**0.5, 2**0.5, out_gain)):
         nn.init.orthogonal_(layer.weight, gain)
         nn.init.zeros_(layer.bias)
@@ -388,7 +386,7 @@ def train(args: Args) -> Agent:
             advantages = compute_gae(rollout, args.gamma, args.gae_lambda)
             batch = make_batch(rollout, advantages)
             history = update(agent, optimizer, batch, args)
-            agent.obs_stats.update(batch.obs)  # not before: it would move π_θ away from π_old
+            agent.obs_stats.update(batch.obs)  # not before: it would move π_θ from π_old
             run.record(iteration, history, episode_returns)
     run.evaluate()
     return agent
@@ -412,7 +410,7 @@ def evaluate(path: Path, args: Args) -> list[float]:
     load_checkpoint(path, agent=agent)
     obs, _ = envs.reset(seed=args.seed % 2**31)
     returns, limit = [], 30_000 * args.eval_episodes  # some never end
-    for _ in tqdm(range(limit), "evaluation", leave=False):
+    for _ in tqdm(range(limit), "evaluation", math.inf, leave=False):
         policy, _ = agent(torch.as_tensor(obs, device=args.device))
         obs, _, _, _, info = envs.step(policy.mode.cpu().numpy())
         returns += info["episode"]["r"].tolist() if "episode" in info else []
@@ -443,13 +441,13 @@ class Run:
             dist.init_process_group()
             self.rank, world_size = dist.get_rank(), dist.get_world_size()
         if args.num_envs % world_size:
-            raise UserError(f"num_envs {args.num_envs}: must be a multiple of {world_size} processes")
+            raise UserError(f"num_envs {args.num_envs}: not a multiple of {world_size} processes")
         torch.set_num_threads(1)
         torch.manual_seed(args.seed)
         Distribution.set_default_validate_args(False)
         self.envs = make_envs(args, args.num_envs // world_size)
         if (size := math.prod(self.envs.single_observation_space.shape)) > 3000:
-            print(f"warning: an MLP over {size:,} numbers, no convolutions", file=sys.stderr)
+            print(f"warning: an MLP over {size:,} numbers, not a CNN", file=sys.stderr)
         self.agent = Agent(self.envs, args).to(args.device)
         self.optimizer = torch.optim.Adam(
             self.agent.critic.parameters(), args.critic_learning_rate, fused=True
@@ -464,7 +462,7 @@ class Run:
         torch.manual_seed(seeds[0])  # by rank
         self.returns = []
         self.bar = tqdm(total=args.total_timesteps, initial=step, disable=self.rank > 0)
-        self.bar.set_postfix_str("no episode has ended yet")
+        self.bar.set_postfix_str("no episode ended yet")
         if self.rank > 0:
             return
         run = re.sub(r"[^\w.-]", "_", f"{args.env_id}__{Path(__file__).stem}__{args.seed}__{datetime.now()}")
@@ -537,6 +535,8 @@ def check(args: Args) -> None:
     if not 2 * args.num_minibatches <= args.batch_size <= args.total_timesteps:
         rule = f"2 * {args.num_minibatches} minibatches to {args.total_timesteps} timesteps"
         raise UserError(f"num_envs * num_steps = {args.batch_size}: must be from {rule}")
+    with explained("--device"):
+        torch.empty(0, device=args.device)
     if args.capture_video:
         hint = "--capture-video (no display? set MUJOCO_GL=egl)"
         with explained(hint), TemporaryDirectory() as d, closing(make_envs(args, 1, Path(d, "film"))) as envs:
@@ -544,7 +544,7 @@ def check(args: Args) -> None:
 
 
 def main() -> None:
-    """The command line. A user's mistake costs one line and exit status 2."""
+    """The command line. A mistake costs one line and exit status 2."""
     sys.stdout.reconfigure(errors="replace", line_buffering=True)  # may lack γ
     try:
         args = tyro.cli(Args)
