@@ -72,7 +72,7 @@ class Args:
     vectorization: Literal["sync", "async", "vector_entry_point"] = "sync"  # see gymnasium.make_vec
     # PPO
     num_steps: int = 128  # T, of each in a batch
-    num_minibatches: int = 4  # in a batch
+    num_minibatches: int = 8  # in a batch
     update_epochs: int = 10  # K, passes over it
     learning_rate: float = 1e-3  # of Adam
     anneal_lr: bool = True  # to 0, linearly
@@ -88,7 +88,7 @@ class Args:
     norm_reward: bool = True  # scale rewards
     # The trust region
     clip_coef: float = 0.2  # ε; inf turns the clip off
-    target_kl: float | None = 0.03  # stop an update above this KL
+    target_kl: float | None = 0.05  # stop an update above this KL
     # The run
     device: str = "cpu"  # fastest for small networks
     compile: bool = False  # faster after a wait; needs C++

@@ -78,7 +78,7 @@ CLAIMS = (
     *varied("--target-kl None --update-epochs", 1, 3, 10, 20),
     *varied(f"--target-kl None {NO_CLIP} --update-epochs", 1, 3, 10, 20),
     *varied("--target-kl None --clip-coef", 0.05, 0.1, 0.3, 0.5),
-    *varied("--target-kl", 0.01, 0.02, 0.05),
+    *varied("--target-kl", 0.01, 0.02, 0.1),
     *varied("--gae-lambda", 0, 0.9, 0.95, 0.99, 1),
     *varied("--max-grad-norm", 1e9),
     *varied("--ent-coef", 0.01),

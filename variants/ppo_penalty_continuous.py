@@ -75,7 +75,7 @@ class Args:
     vectorization: Literal["sync", "async", "vector_entry_point"] = "sync"  # see gymnasium.make_vec
     # PPO
     num_steps: int = 128  # T, of each in a batch
-    num_minibatches: int = 4  # in a batch
+    num_minibatches: int = 8  # in a batch
     update_epochs: int = 10  # K, passes over it
     learning_rate: float = 1e-3  # of Adam
     anneal_lr: bool = True  # to 0, linearly
