@@ -239,7 +239,8 @@ def figure(name: str) -> None:
         name: of the table.
     """
     rows, published = read(name), read("published")
-    labels = (rows["environment"] + " " + rows["setting"]).str.replace("EnvPool/|--compile", "", regex=True)
+    labels = rows["environment"] + " " + rows["setting"]
+    labels = labels.str.replace("EnvPool/|--compile|--bf16", "", regex=True)
     panels = list(rows.groupby(labels.str.strip(), sort=False))
     columns = 2 if len(panels) == 4 else 3
     shape = (math.ceil(len(panels) / columns), columns)
@@ -247,7 +248,7 @@ def figure(name: str) -> None:
     def paint(axes: np.ndarray, colors: list[str]) -> None:
         for ax, (label, runs) in zip(axes.flat, panels):
             grid, values = curves([run for _, run in runs.groupby(["environment", "seed"])])
-            highest = values.max()
+            highest = np.nanmax(values)
             of_label = published[published["environment"] == label].groupby("source", sort=False)
             for (source, points), line in zip(of_label, ("--", ":", "-.")):
                 style = {"color": colors[1], "linewidth": 1.2, "linestyle": line}
@@ -258,10 +259,9 @@ def figure(name: str) -> None:
                     ax.plot(points["step"] / 1e6, points["return"], label=source, **style)
                 highest = max([highest, *points["return"][points["step"] <= 1.01 * grid[-1]]])
             ax.plot(grid / 1e6, values.T, color=colors[0], alpha=0.25, linewidth=0.8)
-            ax.plot(grid / 1e6, values.mean(0), color=colors[0], linewidth=2.2)
-            ax.set_title(label, fontsize=12)
-            ax.set_xlim(0, grid[-1] / 1e6)
-            ax.set_ylim(min(0, values.min()), 1.1 * highest)
+            ax.plot(grid / 1e6, np.nanmean(values, axis=0), color=colors[0], linewidth=2.2)
+            ylim = min(0, np.nanmin(values)), 1.1 * highest
+            ax.set(title=label, xlim=(0, grid[-1] / 1e6), ylim=ylim)
             if ax.get_legend_handles_labels()[0]:
                 ax.legend(frameon=False, fontsize=8)
         axes[0, 0].figure.supxlabel("million environment steps", fontsize=11)
@@ -271,9 +271,9 @@ def figure(name: str) -> None:
 
 
 def curves(runs: list[pd.DataFrame], against: str = "step") -> tuple[np.ndarray, np.ndarray]:
-    """The returns (R, 200) of R runs on a common grid (200,) of steps, or of seconds."""
-    grid = np.linspace(max(r[against].iloc[0] for r in runs), min(r[against].iloc[-1] for r in runs), 200)
-    return grid, np.array([np.interp(grid, run[against], run["return"]) for run in runs])
+    """The returns (R, 200) of R runs on a grid (200,) of steps, or of seconds; NaN after a run's end."""
+    grid = np.linspace(max(r[against].iloc[0] for r in runs), max(r[against].iloc[-1] for r in runs), 200)
+    return grid, np.array([np.interp(grid, run[against], run["return"], right=np.nan) for run in runs])
 
 
 if __name__ == "__main__":
