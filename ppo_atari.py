@@ -69,7 +69,7 @@ class Args:
     num_envs: int = 8  # N
     protocol: Literal["classic", "machado"] = "classic"  # see make_envs
     # PPO
-    num_steps: int = 128  # T, of each in a batch
+    num_steps: int = 128  # T, of each environment in a batch
     num_minibatches: int = 4  # in a batch
     update_epochs: int = 4  # K, passes over it
     learning_rate: float = 2.5e-4  # of Adam
@@ -85,7 +85,7 @@ class Args:
     clip_coef: float = 0.1  # ε; inf turns the clip off
     target_kl: float | None = None  # stop an update above this KL
     # The run
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"  # a GPU if there is one
     threads: int = 2  # of torch on a CPU; the games have their own
     bf16: bool = False  # for GPUs and CPUs with bfloat16; slow on others
     compile: bool = False  # faster after a wait; needs C++
@@ -93,7 +93,7 @@ class Args:
     resume: Path | None = None  # checkpoint.pt to go on from; flags override
     evaluate: Path | None = None  # checkpoint.pt to evaluate
     eval_episodes: int = 10  # of an evaluation
-    capture_video: bool = False  # film some
+    capture_video: bool = False  # film episodes 0, 1, 8, ...
 
     batch_size = property(lambda self: self.num_envs * self.num_steps)
     num_iterations = property(lambda self: self.total_timesteps // self.batch_size)
@@ -308,7 +308,7 @@ def update(agent: Agent, optimizer: torch.optim.Adam, batch: Batch, args: Args) 
             minibatch = Batch(*(field[indices] for field in batch))
             metrics = compute(agent, minibatch, args)
             history.append(metrics)
-            # CleanRL looks after each epoch, stable-baselines3 allows 1.5 times this
+            # CleanRL looks at it after each epoch, stable-baselines3 allows 1.5 times it
             if args.target_kl is not None and metrics["approx_kl"] > args.target_kl:
                 return history
             optimizer.step()
@@ -502,7 +502,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; --resume goes on", file=sys.stderr)
+        print("interrupted; --resume goes on from a checkpoint", file=sys.stderr)
         sys.exit(130)
 
 

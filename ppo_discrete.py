@@ -70,7 +70,7 @@ class Args:
     num_envs: int = 16  # N
     vectorization: Literal["sync", "async", "vector_entry_point"] = "sync"  # see gymnasium.make_vec
     # PPO
-    num_steps: int = 128  # T, of each in a batch
+    num_steps: int = 128  # T, of each environment in a batch
     num_minibatches: int = 8  # in a batch
     update_epochs: int = 10  # K, passes over it
     learning_rate: float = 2e-3  # of Adam
@@ -88,13 +88,13 @@ class Args:
     clip_coef: float = 0.2  # ε; inf turns the clip off
     target_kl: float | None = None  # stop an update above this KL
     # The run
-    device: str = "cpu"  # fastest for small networks
+    device: str = "cpu"  # a GPU is slower at this size
     compile: bool = False  # faster after a wait; needs C++
     track: bool = False  # to Weights & Biases; $WANDB_PROJECT
     resume: Path | None = None  # checkpoint.pt to go on from; flags override
     evaluate: Path | None = None  # checkpoint.pt to evaluate
     eval_episodes: int = 10  # of an evaluation
-    capture_video: bool = False  # film some
+    capture_video: bool = False  # film episodes 0, 1, 8, ...
 
     batch_size = property(lambda self: self.num_envs * self.num_steps)
     num_iterations = property(lambda self: self.total_timesteps // self.batch_size)
@@ -127,7 +127,7 @@ def make_envs(args: Args, num_envs: int, video_dir: Path | None = None) -> Vecto
     if video_dir:
         kwargs["render_mode"] = "rgb_array"
         kwargs["wrappers"] += [lambda env: gym.wrappers.RecordVideo(env, video_dir)]
-    with explained(f"--env-id {args.env_id}", (gym.error.Error, ModuleNotFoundError)):
+    with explained(f"--env-id {args.env_id}", (gym.error.Error, ImportError)):
         envs = gym.make_vec(args.env_id, num_envs, mode, **kwargs)
     obs, action = envs.single_observation_space, envs.single_action_space
     if not (isinstance(obs, Box) and isinstance(action, Discrete) and action.start == 0):
@@ -341,7 +341,7 @@ def update(agent: Agent, optimizer: torch.optim.Adam, batch: Batch, args: Args) 
             minibatch = Batch(*(field[indices] for field in batch))
             metrics = compute(agent, minibatch, args)
             history.append(metrics)
-            # CleanRL looks after each epoch, stable-baselines3 allows 1.5 times this
+            # CleanRL looks at it after each epoch, stable-baselines3 allows 1.5 times it
             if args.target_kl is not None and metrics["approx_kl"] > args.target_kl:
                 return history
             optimizer.step()
@@ -540,7 +540,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; --resume goes on", file=sys.stderr)
+        print("interrupted; --resume goes on from a checkpoint", file=sys.stderr)
         sys.exit(130)
 
 

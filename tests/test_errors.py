@@ -31,6 +31,7 @@ ENVIRONMENTS = {
     ("ppo_continuous", "probe_envs:Unbounded-v0"): r"has .*inf.*, not Box and bounded Box",
     ("ppo_discrete", "probe_envs:FromOne-v0"): r"start=1.*, not Box and Discrete from 0",
     ("ppo_discrete", "no_such_module:X-v0"): r"No module named 'no_such_module'",
+    ("ppo_continuous", "Hopper-v3"): r"Hopper-v3: .*gymnasium-robotics",
     ("ppo_atari", "CartPole-v1"): r"CartPole-v1 is not an Atari game",
     ("ppo_discrete", "CartPole-v1 --vectorization vector_entry_point"): r"must be of AutoresetMode.SAME_STEP",
 }

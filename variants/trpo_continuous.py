@@ -74,7 +74,7 @@ class Args:
     num_envs: int = 16  # N
     vectorization: Literal["sync", "async", "vector_entry_point"] = "sync"  # see gymnasium.make_vec
     # TRPO
-    num_steps: int = 128  # T, of each in a batch
+    num_steps: int = 128  # T, of each environment in a batch
     gamma: float = 0.99  # γ, the discount
     gae_lambda: float = 0.95  # λ, from low variance (0) to low bias (1)
     max_kl: float = 0.01  # δ, the mean KL that a step may reach
@@ -87,12 +87,12 @@ class Args:
     norm_obs: bool = True  # standardise observations
     norm_reward: bool = True  # scale rewards
     # The run
-    device: str = "cpu"  # fastest for small networks
+    device: str = "cpu"  # a GPU is slower at this size
     track: bool = False  # to Weights & Biases; $WANDB_PROJECT
     resume: Path | None = None  # checkpoint.pt to go on from; flags override
     evaluate: Path | None = None  # checkpoint.pt to evaluate
     eval_episodes: int = 10  # of an evaluation
-    capture_video: bool = False  # film some
+    capture_video: bool = False  # film episodes 0, 1, 8, ...
 
     batch_size = property(lambda self: self.num_envs * self.num_steps)
     num_iterations = property(lambda self: self.total_timesteps // self.batch_size)
@@ -125,7 +125,7 @@ def make_envs(args: Args, num_envs: int, video_dir: Path | None = None) -> Vecto
     if video_dir:
         kwargs["render_mode"] = "rgb_array"
         kwargs["wrappers"] += [lambda env: gym.wrappers.RecordVideo(env, video_dir)]
-    with explained(f"--env-id {args.env_id}", (gym.error.Error, ModuleNotFoundError)):
+    with explained(f"--env-id {args.env_id}", (gym.error.Error, ImportError)):
         envs = gym.make_vec(args.env_id, num_envs, mode, **kwargs)
     obs, action = envs.single_observation_space, envs.single_action_space
     if not (isinstance(obs, Box) and isinstance(action, Box) and action.is_bounded()):
@@ -560,7 +560,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; --resume goes on", file=sys.stderr)
+        print("interrupted; --resume goes on from a checkpoint", file=sys.stderr)
         sys.exit(130)
 
 
