@@ -88,7 +88,7 @@ class Args:
     clip_coef: float = 0.2  # ε; inf turns the clip off
     target_kl: float | None = None  # stop an update above this KL
     # The run
-    device: str = "cpu"  # a GPU is slower at this size
+    device: str = "cpu"  # the CPU suits small networks
     compile: bool = False  # faster after a wait; needs C++
     track: bool = False  # to Weights & Biases; $WANDB_PROJECT
     resume: Path | None = None  # checkpoint.pt to go on from; flags override

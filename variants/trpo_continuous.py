@@ -87,7 +87,7 @@ class Args:
     norm_obs: bool = True  # standardise observations
     norm_reward: bool = True  # scale rewards
     # The run
-    device: str = "cpu"  # a GPU is slower at this size
+    device: str = "cpu"  # the CPU suits small networks
     track: bool = False  # to Weights & Biases; $WANDB_PROJECT
     resume: Path | None = None  # checkpoint.pt to go on from; flags override
     evaluate: Path | None = None  # checkpoint.pt to evaluate
