@@ -7,7 +7,8 @@
 `run` appends each finished run to benchmarks/results/<table>.csv. Runs that are there are skipped, and runs
 that were stopped go on from their checkpoint, so the same command again finishes what is left. The return is
 the one that the scripts log: the mean of the last 100 training episodes, in the environment's own rewards;
-the evaluation is in the last row of a run. Environments named EnvPool/... come from envpool_envs.py.
+the evaluation is in the last row of a run. Tables whose environments are named EnvPool/... were made with
+the scripts of 8c6aa01 and before.
 """
 
 import math
@@ -84,12 +85,10 @@ def write(table: str, rows: pd.DataFrame) -> None:
 def train(run: Run, points: int = 50, may_diverge: bool = False) -> float:
     """Trains to the end, from a checkpoint if there is one, and writes the rows. Returns the last return."""
     *launcher, name = run.script.split()
-    env_id, flags = run.env_id, shlex.split(run.setting)
-    if env_id.startswith("EnvPool/"):
-        env_id, flags = f"benchmarks.envpool_envs:{env_id}", [*flags, "--vectorization", "vector_entry_point"]
     command = [sys.executable, *(["-m", "torch.distributed.run", *launcher[1:]] if launcher else [])]
-    command += [str(ROOT / f"{name}.py"), "--env-id", env_id, "--seed", str(run.seed), *flags]
-    checkpoints = sorted(run.folder.glob("runs/*/checkpoint.pt"))
+    command += [str(ROOT / f"{name}.py"), "--env-id", run.env_id, "--seed", str(run.seed)]
+    command += shlex.split(run.setting)
+    checkpoints = sorted(run.folder.glob("runs/*/checkpoint.pt"), key=lambda path: path.stat().st_mtime)
     command += ["--resume", str(checkpoints[-1])] if checkpoints else []
     run.folder.mkdir(parents=True, exist_ok=True)
     environ = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}  # one thread each, side by side
@@ -97,10 +96,9 @@ def train(run: Run, points: int = 50, may_diverge: bool = False) -> float:
         pipes = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": err}
         code = subprocess.run(command, cwd=run.folder, env=environ, **pipes).returncode
     last = "".join((run.folder / ("stderr" if code else "stdout")).read_text().strip().splitlines()[-1:])
-    if code and not (may_diverge and last.startswith("FloatingPointError: not finite")):
+    if code and not (may_diverge and "is not finite" in last):
         raise RuntimeError(f"{run.key} ended with {code}: {last}")
-    run_dir = max(run.folder.glob("runs/*"), key=lambda path: path.stat().st_mtime)
-    rows = logged(run_dir, points)
+    rows = logged(run.folder, points)
     rows[COLUMNS[:4]] = run.key
     rows["commit"], rows["evaluation"] = commit(f"{name}.py"), math.nan
     if found := re.search(r"return ([^\s,]+)", last):
@@ -116,11 +114,11 @@ def commit(script: str) -> str:
     return git(["git", "log", "-1", "--format=%h", "--", script]).stdout.strip() + "-dirty" * (dirty > 0)
 
 
-def logged(run_dir: Path, points: int) -> pd.DataFrame:
+def logged(folder: Path, points: int) -> pd.DataFrame:
     """About so many rows of what a run logged; seconds are those of training, without pauses."""
-    names = {"episodic_return": "return", "ep_rew_mean": "return", "approx_kl": "approx_kl"}
+    names = {"return_100": "return", "ep_rew_mean": "return", "approx_kl": "approx_kl"}
     values, spent = {"return": {}, "approx_kl": {}}, {}
-    for path in sorted(run_dir.glob("events.*")):  # one for each start; the later one's steps count
+    for path in sorted(folder.glob("runs/**/events.*"), key=lambda path: path.name):  # one for each start
         events = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
         scalars = {tag.split("/")[-1]: events.Scalars(tag) for tag in events.Tags()["scalars"]}
         for tag in set(names) & set(scalars):
@@ -153,9 +151,9 @@ def run_all(
     Args:
         table: file of results, less ".csv".
         seeds: each is a run in each environment.
-        env_ids: environments, also EnvPool/HalfCheetah-v5.
+        env_ids: environments.
         script: ppo_continuous, ppo_discrete, ppo_atari, or one of variants/, without ".py".
-        settings: flags for the script, "|" between settings: --settings="--compile | --gae-lambda 0.9".
+        settings: flags for the script, "|" between settings: --settings="--gae-lambda 0.9 | --no-norm-obs".
         points: rows a run.
         jobs: processes at a time, each with one thread.
     """

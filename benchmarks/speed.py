@@ -1,4 +1,4 @@
-"""The speed of the scripts, with and without EnvPool, beside others and the environments alone.
+"""The speed of the scripts, beside others and the environments alone.
 
     python benchmarks/speed.py compare --cleanrl FOLDER
     python benchmarks/speed.py race
@@ -26,7 +26,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pandas as pd
 import returns
@@ -49,11 +48,8 @@ app = SubcommandApp()
 
 # ---- Measurements: each is one process, and prints one line of JSON ----
 def load(script: str, flags: dict[str, Any]) -> tuple[Any, Any]:
-    """The script as a module, and its arguments. EnvPool gets as many threads as torch."""
+    """The script as a module, and its arguments."""
     sys.path.insert(0, str(ROOT))
-    if "EnvPool/" in flags["env_id"]:
-        importlib.import_module("benchmarks.envpool_envs")
-        gym.spec(flags["env_id"].split(":")[1]).kwargs["num_threads"] = int(os.environ["OMP_NUM_THREADS"])
     ppo = importlib.import_module(script)
     return ppo, ppo.Args(**flags)
 
@@ -82,15 +78,14 @@ def measure_ours(script: str, flags: dict[str, Any], steps: int) -> dict[str, fl
         return timed("collect", collect, *args)
 
     ppo.make_envs, ppo.collect = make_timed_envs, timed_collect
-    ppo.evaluate = lambda *_: starts.append(time.perf_counter())  # in its place, the end
-    ppo.train(args)
+    ppo.train(args, Path("run"))
+    starts.append(time.perf_counter())  # the end
     iterations, seconds = len(starts) - 1 - WARM_UP, starts[-1] - starts[WARM_UP]
     return {
-        "steps_per_second": iterations * args.batch_size / seconds,
+        "steps_per_second": iterations * args.num_envs * args.num_steps / seconds,
         "environment": spent["environment"] / seconds,
         "policy": (spent["collect"] - spent["environment"]) / seconds,
         "update": 1 - spent["collect"] / seconds,
-        "compiling": starts[WARM_UP] - starts[0] - WARM_UP * seconds / iterations,  # if any
     }
 
 
@@ -181,7 +176,7 @@ def measure_arithmetic(script: str, flags: dict[str, Any], steps: int) -> dict[s
 
     ppo, args = load(script, flags)
     agent = ppo.Agent(ppo.make_envs(args, 1), args)
-    rows, count = args.batch_size // args.num_minibatches, 2_000
+    rows, count = args.num_envs * args.num_steps // args.num_minibatches, 2_000
     layers = [module for module in agent.modules() if isinstance(module, torch.nn.Linear)]
     pairs = [(torch.rand(rows, m.in_features), torch.rand(rows, m.out_features), m.weight) for m in layers]
     start = time.perf_counter()
@@ -230,26 +225,19 @@ def sides_of(task: str, cores: int, cleanrl: Path | None) -> dict[str, tuple]:
     """What is measured in a task: label and arguments of `measure`."""
     script, flags, steps, peer = TASKS[task]
     flags = flags | {"env_id": task} | ({"threads": cores} if script == "ppo_atari" else {})
-    compiled, bf16 = flags | {"compile": True}, {"bf16": True}
     sides = {SB3: ("sb3", task, flags, steps)}
     if cleanrl:
         sides["CleanRL"] = ("cleanrl", str(cleanrl.resolve() / peer), flags, steps)
     sides["ours"] = ("ours", script, flags, steps)
-    sides["ours --compile"] = ("ours", script, compiled, steps)
     sides["environment alone"] = ("environment", script, flags, steps)
     if script == "ppo_atari":
         if "bf16" not in Path("/proc/cpuinfo").read_text():  # a tenth of the speed then
             return sides
-        sides["ours --bf16"] = ("ours", script, flags | bf16, steps)
-        sides["ours --bf16 --compile"] = ("ours", script, compiled | bf16, steps)
+        sides["ours --bf16"] = ("ours", script, flags | {"bf16": True}, steps)
         return sides
-    engine = {"env_id": f"benchmarks.envpool_envs:EnvPool/{task}", "vectorization": "vector_entry_point"}
     sides["SBX"] = ("sbx", task, flags, steps)
-    sides["ours, EnvPool"] = ("ours", script, flags | engine, steps)
-    sides["ours --compile, EnvPool"] = ("ours", script, compiled | engine, steps)
     if script == "ppo_continuous":
         sides["rl_games, EnvPool"] = ("rl_games", task, flags, steps)
-    sides["EnvPool alone"] = ("environment", script, flags | engine, steps)
     sides["matrix products alone"] = ("arithmetic", script, flags, steps)
     return sides
 
@@ -258,7 +246,7 @@ def sides_of(task: str, cores: int, cleanrl: Path | None) -> dict[str, tuple]:
 def compare(
     tasks: tuple[str, ...] = tuple(TASKS), repetitions: int = 3, cores: int = 1, cleanrl: Path | None = None
 ) -> None:
-    """Ours, eager and compiled, with and without EnvPool, others, and the environments alone; prints tables.
+    """Ours, others, and the environments alone; prints tables.
 
     Args:
         tasks: of HalfCheetah-v5, Humanoid-v5, CartPole-v1 and Breakout.
@@ -287,15 +275,13 @@ def spread(values: np.ndarray, digits: str = ",.0f") -> str:
 
 def print_table(rows: pd.DataFrame) -> None:
     """Prints what compare measured for one task as Markdown; ratios are within a repetition."""
-    print("| | steps/s | times stable-baselines3 | environment / policy / update | compiling |")
-    print("|---|---|---|---|---|")
+    print("| | steps/s | times stable-baselines3 | environment / policy / update |")
+    print("|---|---|---|---|")
     peer = rows.loc[rows["side"] == SB3, "steps_per_second"].to_numpy()
     for side, of_side in rows.groupby("side", sort=False):
         speeds, median = of_side["steps_per_second"].to_numpy(), of_side.median(numeric_only=True)
         shares = [f"{median[part]:.0%}" for part in ("environment", "policy", "update")]
-        compiling = f"{of_side['compiling'].iloc[0]:.0f} s"
         cells = [side, spread(speeds), spread(speeds / peer, ".2f"), " / ".join(shares)]
-        cells += [compiling if "compile" in side else ""]
         print(f"| {' | '.join(cells)} |".replace("nan% / nan% / nan%", "").replace("nan", ""))
 
 
@@ -303,18 +289,17 @@ def print_table(rows: pd.DataFrame) -> None:
 def race(
     env_ids: tuple[str, ...] = ("HalfCheetah-v5", "Walker2d-v5"), seeds: tuple[int, ...] = (1, 2, 3)
 ) -> None:
-    """Return against seconds: ours, compiled with EnvPool and plain, and stable-baselines3, each at its own
-    defaults, two at a time with one thread each. What is in results/race.csv is not trained again.
+    """Return against seconds: ours and stable-baselines3, each at its own defaults, two at a time with one
+    thread each. What is in results/race.csv is not trained again.
 
     Args:
         env_ids: environments.
         seeds: of all sides.
     """
-    sides = {"ours, compiled, EnvPool": ("EnvPool/", "ppo_continuous", "--compile")}
-    sides |= {"ours": ("", "ppo_continuous", ""), SB3: ("", "benchmarks/sb3", "")}
+    sides = {"ours": "ppo_continuous", SB3: "benchmarks/sb3"}
     runs = {
-        (env_id, side): [Run("race", script, prefix + env_id, seed, setting) for seed in seeds]
-        for side, (prefix, script, setting) in sides.items()
+        (env_id, side): [Run("race", script, env_id, seed) for seed in seeds]
+        for side, script in sides.items()
         for env_id in env_ids
     }
     for of_seed in zip(*runs.values()):  # next to each other, so that a machine that drifts does for all
@@ -323,7 +308,7 @@ def race(
 
     def paint(axes: np.ndarray, colors: list[str]) -> None:
         for ax, env_id in zip(axes[0], env_ids):
-            for side, color in zip(sides, (colors[0], colors[2], colors[1])):
+            for side, color in zip(sides, colors):
                 seconds, values = returns.curves(rows[env_id, side], against="seconds")
                 ax.plot(seconds, values.T, color=color, alpha=0.3, linewidth=0.8)
                 ax.plot(seconds, values.mean(0), color=color, linewidth=2.2, label=side)

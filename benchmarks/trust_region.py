@@ -13,6 +13,7 @@ with the return that it had last, or with the random policy's where no episode h
 
 import sys
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Literal
 
 import numpy as np
@@ -163,8 +164,9 @@ def surrogate(clip_coef: float = 0.2) -> None:
             objectives = []
             for log_prob in log_probs:  # of batches of one
                 batch = ppo.Batch(*[zero[:1]] * 4, advantages=zero[:1] + sign, returns=zero[:1])
-                coefs = {"clip_coef": clip_coef, "clip_vloss": False, "vf_coef": 0.0, "ent_coef": 0.0}
-                objectives.append(-ppo.ppo_loss(log_prob[None], zero[:1], zero[:1], batch, **coefs)[0])
+                policy = SimpleNamespace(log_prob=lambda _, x=log_prob: x[None], entropy=lambda z=zero: z[:1])
+                args = ppo.Args(norm_adv=False, vf_coef=0.0, ent_coef=0.0)
+                objectives.append(-ppo.ppo_loss(policy, zero[:1], batch, clip_coef, args)[0])
             torch.stack(objectives).sum().backward()
             slopes = log_probs.grad / ratios  # dL/dr = dL/dlog r / r
             ax.axvspan(1 - clip_coef, 1 + clip_coef, color=colors[-1], alpha=0.07, linewidth=0)

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 SCRIPTS = ["ppo_continuous", "ppo_discrete", "ppo_atari"]
 started = []  # processes of the test that runs
 torch.set_num_threads(1)
+sys.path.append(str(ROOT / "variants"))
 
 
 @pytest.fixture(autouse=True)
@@ -24,9 +25,9 @@ def empty_folder(tmp_path, monkeypatch):
 
 @pytest.fixture(params=SCRIPTS[:2])
 def ppo(request, monkeypatch):
-    """A script as a module. SMALL are the arguments of a run that ends soon; the probes take its actions."""
+    """A script as a module; the probes take its kind of actions."""
     module = importlib.import_module(request.param)
-    monkeypatch.setenv("PROBE_ACTIONS", "Box" if request.param == "ppo_continuous" else "Discrete")
+    monkeypatch.setenv("PROBE_ACTIONS", "Box" if hasattr(module.Args, "initial_std") else "Discrete")
     return module
 
 
@@ -35,11 +36,16 @@ with_all_scripts = pytest.mark.parametrize("ppo", SCRIPTS, indirect=True)
 
 def small(ppo, **flags):
     """Args of a run of 4 iterations."""
-    env_id = "Breakout" if ppo.__name__ == "ppo_atari" else "probe_envs:Match-v0"
+    env_id = "Breakout" if "atari" in ppo.__name__ else "probe_envs:Match-v0"
     run = {"env_id": env_id, "num_envs": 4, "num_steps": 16, "total_timesteps": 256, "eval_episodes": 2}
-    if ppo.__name__ == "ppo_atari":
+    if "atari" in ppo.__name__:
         run |= {"eval_episodes": 1, "threads": 1}
     return ppo.Args(**run | flags)
+
+
+def train(ppo, args, folder="run"):
+    """The agent that a training leaves, and the path of its checkpoint."""
+    return ppo.train(args, Path(folder)), Path(folder, "checkpoint.pt")
 
 
 def start(*command, **env):
@@ -61,13 +67,14 @@ def no_process_outlives_its_test():
 
 @pytest.fixture
 def main(ppo, monkeypatch, capsys):
-    """What the command line answers: (exit status, stderr)."""
+    """What the command line answers to a mistake: (exit status, stderr)."""
 
     def call(*flags):
         monkeypatch.setattr("sys.argv", [ppo.__file__, *map(str, flags)])
         with pytest.raises(SystemExit) as stop:
             ppo.main()
-        return stop.value.code, capsys.readouterr().err
+        err, code = capsys.readouterr().err, stop.value.code
+        return (1, err + code) if isinstance(code, str) else (code, err)  # as Python's exit does
 
     return call
 

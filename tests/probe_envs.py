@@ -3,6 +3,7 @@
 With PROBE_ACTIONS=Discrete in the process's environment they take the actions 0 and 1 for -1 and 1.
 """
 
+import copy
 import os
 import random
 
@@ -116,12 +117,43 @@ class Ragged(Probe):
 
 
 class Same(Ragged):
-    """Ragged, but writes all observations into one array."""
+    """Ragged, but all environments write their observations into one array."""
+
+    array = np.zeros(4)
 
     def obs(self):
-        self.array = getattr(self, "array", np.zeros(4))
         self.array[:] = super().obs()
         return self.array
+
+
+spaces = gym.spaces
+SAMPLED = {
+    "DictObs": spaces.Dict({"x": spaces.Box(-1, 1, (1,)), "y": spaces.Discrete(3)}),
+    "TupleObs": spaces.Tuple([spaces.Box(-1, 1, (2,)), spaces.MultiBinary(2)]),
+    "DiscreteObs": spaces.Discrete(4),
+    "MultiDiscreteObs": spaces.MultiDiscrete([2, 3]),
+    "MultiBinaryObs": spaces.MultiBinary(5),
+    "MatrixObs": spaces.Box(-1, 1, (2, 3)),
+}
+
+
+class Sampled(Probe):
+    """Draws each observation from its space; a time limit of 3 steps."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.observation_space = copy.deepcopy(self.observation_space)  # a generator each
+
+    def reset(self, seed=None, options=None):
+        if seed is not None:
+            self.observation_space.seed(seed)
+        return super().reset(seed=seed)
+
+    def obs(self):
+        return self.observation_space.sample()
+
+    def outcome(self, action):
+        return 0.0, False, self.t == 2
 
 
 class Echo(Probe):
@@ -198,17 +230,22 @@ gym.register("Truncated-v0", Constant, max_episode_steps=5)
 gym.register("Terminated-v0", Constant, kwargs={"terminates": True})
 for name, where, value in (
     ("NanObs", "obs", np.nan),
+    ("InfObs", "obs", np.inf),
     ("NanReward", "reward", np.nan),
     ("InfReward", "reward", np.inf),
 ):
     gym.register(f"{name}-v0", Broken, kwargs={"where": where, "at": 20, "value": value})
 for probe in (Countdown, Match, Counter, Ragged, Same, Echo, Worst, Global, Info, BrokenConstructor):
     gym.register(f"{probe.__name__}-v0", probe)
-spaces = gym.spaces
+for name, space in SAMPLED.items():
+    gym.register(f"{name}-v0", type(name, (Sampled,), {"observation_space": space}))
 for name, wrong in {
     "Lopsided": {"action_space": spaces.Box(-0.2, 0.1, (1,), np.float32)},
     "FromOne": {"action_space": spaces.Discrete(2, start=1)},
     "Unbounded": {"action_space": spaces.Box(-np.inf, np.inf, (1,), np.float32)},
-    "DictObs": {"observation_space": spaces.Dict({"x": spaces.Box(-1, 1, (1,))})},
+    "Integers": {"action_space": spaces.Box(-5, 5, (1,), np.int64)},
+    "MultiDiscrete": {"action_space": spaces.MultiDiscrete([2, 2])},
+    "GraphObs": {"observation_space": spaces.Graph(spaces.Box(-1, 1, (1,)), None)},
+    "SequenceObs": {"observation_space": spaces.Dict({"path": spaces.Sequence(spaces.Box(-1, 1, (1,)))})},
 }.items():
     gym.register(f"{name}-v0", type(name, (Constant,), wrong))

@@ -6,7 +6,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import small
+from conftest import small, train
+from test_training import scalars
 
 import ppo_atari as ppo
 
@@ -16,7 +17,7 @@ SEEDS = [3, 1, 4, 1]  # the second and the last game are to be the same
 def play(envs, steps, seeds=SEEDS):
     """All that random actions, the same for the same number of steps, bring about: one entry a step."""
     rng, out = np.random.default_rng(0), []
-    obs, info = envs.reset(seed=seeds if isinstance(envs, ppo.CountGames) else np.array(seeds))
+    obs, info = envs.reset(seed=seeds if isinstance(envs, ppo.GameStatistics) else np.array(seeds))
     out.append((obs, np.zeros(len(seeds)), *np.zeros((2, len(seeds)), bool), info))
     for _ in range(steps):
         actions = np.resize(rng.integers(envs.single_action_space.n, size=len(seeds) - 1), len(seeds))
@@ -62,17 +63,18 @@ def test_the_machado_protocol_does_not_look_at_lives_and_repeats_actions():
 @pytest.mark.parametrize(
     "game, protocol", [("Breakout", "classic"), ("SpaceInvaders", "machado"), ("Pong", "classic")]
 )
-def test_logged_scores_are_the_true_ones_of_whole_games(game, protocol):
+def test_logged_scores_and_lengths_are_the_true_ones_of_whole_games(game, protocol):
     """The oracle: ALE without a life-loss signal, where terminated means game over, and gym's wrapper."""
-    args = ppo.Args(game, protocol=protocol)
-    _, rewards, _, _, infos = play(ppo.make_envs(args, 4), 1000)
+    ours = ppo.make_envs(ppo.Args(game, protocol=protocol), 4)
+    _, rewards, _, _, infos = play(ours, 1000)
     plain = {"repeat_action_probability": 0.25 * (protocol == "machado"), "reward_clipping": False}
-    mode = gym.vector.AutoresetMode.SAME_STEP
-    envs = gym.make_vec(
-        f"ale_py:ALE/{game}-v5", 4, "vector_entry_point", life_loss_info=False, autoreset_mode=mode, **plain
-    )
-    *_, expected = play(gym.wrappers.vector.RecordEpisodeStatistics(envs), 1000)
-    assert scores(infos) == scores(expected) and len(scores(infos)) >= 3
+    plain |= {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP, "life_loss_info": False}
+    theirs = gym.make_vec(f"ale_py:ALE/{game}-v5", 4, "vector_entry_point", **plain)
+    theirs = gym.wrappers.vector.RecordEpisodeStatistics(theirs)
+    *_, expected = play(theirs, 1000)
+    assert scores(infos) == scores(expected) == list(ours.return_queue) and len(scores(infos)) >= 3
+    assert list(ours.length_queue) == list(theirs.length_queue)
+    assert ours.episode_count == theirs.episode_count == len(scores(infos))
     if game == "SpaceInvaders":
         assert rewards.max() > 1 and max(scores(infos)) > 20  # aliens are worth 5 to 30 each
 
@@ -137,18 +139,17 @@ def a_rollout(game, num_steps, envs=None, **flags):
     envs = envs or ppo.make_envs(args, 4)
     torch.manual_seed(0)
     agent, (obs, _) = ppo.Agent(envs, args), envs.reset(seed=SEEDS)
-    return args, agent, *ppo.collect(envs, agent, obs, args)
+    return args, agent, ppo.collect(envs, agent, torch.as_tensor(obs), args)
 
 
 def test_what_is_learned_from_is_the_sign_of_the_reward_and_what_is_logged_is_not(monkeypatch):
-    *_, episode_returns = a_rollout("SpaceInvaders", 500)
-    assert max(episode_returns) > 20
-    seen, compute_gae = [], ppo.compute_gae
-    spy = lambda rollout, *c: seen.append(rollout.rewards) or compute_gae(rollout, *c)  # noqa: E731
-    monkeypatch.setattr(ppo, "compute_gae", spy)
-    monkeypatch.setattr(ppo, "evaluate", lambda *_: None)
-    ppo.train(small(ppo, env_id="SpaceInvaders", num_steps=150, total_timesteps=600))
+    seen, make_batch = [], ppo.make_batch
+    spy = lambda agent, rollout, args: seen.append(rollout.rewards) or make_batch(agent, rollout, args)  # noqa: E731
+    monkeypatch.setattr(ppo, "make_batch", spy)
+    args = small(ppo, env_id="SpaceInvaders", num_envs=8, num_steps=300, total_timesteps=2400)
+    train(ppo, args)
     assert set(seen[0].flatten().tolist()) == {0.0, 1.0}  # aliens are worth 5 to 30 each
+    assert scalars("charts/episodic_return")[2400] > 20 and scalars("charts/episodic_length")[2400] > 50
 
 
 def without_random_starts(make_vec):
@@ -191,18 +192,21 @@ def test_a_game_cut_off_by_its_limit_of_frames_is_bootstrapped_from_the_frames_i
     monkeypatch.setattr(gym, "make_vec", short)
     capped, seen, forward = ppo.make_envs(ppo.Args("Pong"), 4), [], ppo.Agent.forward
     monkeypatch.setattr(ppo.Agent, "forward", lambda self, obs: seen.append(obs) or forward(self, obs))
-    _, agent, rollout, _, episode_returns = a_rollout("Pong", 20, capped)
+    args, agent, rollout = a_rollout("Pong", 20, capped)
     assert limits == [108_000] and {obs.dtype for obs in seen} == {torch.uint8}
-    cut = rollout.done & ~rollout.terminated
-    assert cut[14].all() and cut.sum() == len(episode_returns) == 4 and not rollout.terminated.any()
+    assert rollout.truncated[14].all() and rollout.truncated.sum() == 4 == len(capped.return_queue)
+    assert not rollout.terminated.any()
     for t in range(15):
         twin, *_ = endless.step(rollout.actions[t].numpy())
-    last = seen[15].numpy()  # after the 15 of acting
+    last = rollout.final_obs.numpy()
     assert (last[:, :3] == twin[:, :3]).all() and ((last[:, 3] != twin[:, 3]).sum((1, 2)) < 100).all()
+    values, compute_gae = [], ppo.compute_gae
+    monkeypatch.setattr(ppo, "compute_gae", lambda r, v, a: values.append(v) or compute_gae(r, v, a))
+    assert ppo.make_batch(agent, rollout, args).inputs.dtype == torch.uint8  # not four times as large
     with torch.no_grad():
-        np.testing.assert_allclose(rollout.next_values[14], agent(seen[15])[1], rtol=1e-4)
+        np.testing.assert_allclose(values[0][14], agent(rollout.final_obs)[1], rtol=1e-4)
     new_game = rollout.values[15]
-    assert ((rollout.next_values[14] - new_game).abs() > 1e-3).all()
+    assert ((values[0][14] - new_game).abs() > 1e-3).all()
 
 
 def test_a_film_shows_a_whole_game_and_leaves_the_environments_of_the_training_as_they_are():
@@ -213,7 +217,7 @@ def test_a_film_shows_a_whole_game_and_leaves_the_environments_of_the_training_a
     torch.save({"args": vars(ppo.Args()), "agent": agent.state_dict()}, "checkpoint.pt")
     args = ppo.Args("Breakout", capture_video=True, eval_episodes=1)
     assert len(ppo.evaluate(Path("checkpoint.pt"), args)) == 1
-    film = sorted(Path("videos").glob("*.mp4"))[0]
+    (film,) = Path("videos").glob("*.mp4")
     frames = np.stack([frame for frame in imageio.get_reader(film)])  # noqa: C416
     assert len(frames) > 50 and frames.std(0).max() > 20
     assert envs.metadata["autoreset_mode"] == gym.vector.AutoresetMode.SAME_STEP

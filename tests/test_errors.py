@@ -1,4 +1,4 @@
-"""A user's mistake costs one line that says what to do, and exit status 2, and leaves nothing behind."""
+"""A user's mistake costs one line that says what to do, and leaves nothing behind."""
 
 import os
 import re
@@ -9,100 +9,165 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import checkpoint, small, start, with_all_scripts
+from conftest import checkpoint, small, start, train, with_all_scripts
 
+FLAGS = {  # what tyro's box says
+    "--gamma 1.5": r"gamma.*less than or equal to 1",
+    "--gae-lambda nan": r"gae_lambda",
+    "--clip-coef 0": r"clip_coef.*greater than 0",
+    "--seed -1": r"seed.*greater than or equal to 0",
+    "--seed 18446744073709551616": r"seed.*less than",
+    "--learning-rate inf": r"learning_rate.*finite",
+    "--num-steps 2.5": r"num-steps",
+    "--resume nothing.pt": r"resume.*not point to a file",
+    "--evaluate .": r"evaluate.*not point to a file",
+    "--learning-rat 1": r"learning-rate",
+}
 MISTAKES = {
-    "--num-envs 16 --num-steps 128 --num-minibatches 1500": r"2048: must be from 2 \* 1500 minibatches",
-    "--num-envs 16 --num-steps 128 --total-timesteps 100": r"2048: must be .* to 100 timesteps",
-    "--num-steps 1 --num-envs 1": r"num_envs \* num_steps = 1",
-    "--gamma 1.5": r"gamma 1.5.* at most 1",
-    "--gae-lambda nan": r"gae_lambda nan: must be 0 or more",
-    "--clip-coef 0": r"clip_coef 0.0: must be more than 0",
-    "--seed -1": r"seed -1: must be 0 or more",
-    "--resume nothing.pt": r"cannot load nothing.pt: .*No such file",
-    "--evaluate .": r"cannot load \.:",
-    "--device nowhere": r"--device: .*nowhere",
+    "--num-envs 16 --num-steps 128 --num-minibatches 1500": r"2048.*2 \* num_minibatches",
+    "--num-envs 16 --num-steps 128 --total-timesteps 100": r"2048.*100 steps left",
+    "--num-steps 1 --num-envs 1": r"2 \* num_minibatches",
 }
 ENVIRONMENTS = {
     ("ppo_continuous", "Pendulumm-v1"): r"Did you mean: `Pendulum`",
-    ("ppo_continuous", "CartPole-v1"): r"CartPole-v1 has .*, not Box and bounded Box .*ppo_discrete.py",
-    ("ppo_discrete", "Pendulum-v1"): r"Pendulum-v1 has .*, not Box and Discrete .*ppo_continuous.py",
-    ("ppo_continuous", "probe_envs:DictObs-v0"): r"has Dict.*, not Box and bounded Box .*FlattenObservation",
-    ("ppo_continuous", "probe_envs:Unbounded-v0"): r"has .*inf.*, not Box and bounded Box",
-    ("ppo_discrete", "probe_envs:FromOne-v0"): r"start=1.*, not Box and Discrete from 0",
-    ("ppo_discrete", "no_such_module:X-v0"): r"No module named 'no_such_module'",
-    ("ppo_continuous", "Hopper-v3"): r"Hopper-v3: .*gymnasium-robotics",
-    ("ppo_atari", "CartPole-v1"): r"CartPole-v1 is not an Atari game",
-    ("ppo_discrete", "CartPole-v1 --vectorization vector_entry_point"): r"must be of AutoresetMode.SAME_STEP",
+    ("ppo_continuous", "CartPole-v1"): r"actions of floats, not .*Discrete\(2\)",
+    ("ppo_discrete", "Pendulum-v1"): r"Discrete actions from 0, not .*Box",
+    ("ppo_continuous", "probe_envs:Unbounded-v0"): r"bounded actions.*inf",
+    ("ppo_continuous", "probe_envs:Integers-v0"): r"actions of floats.*int64",
+    ("ppo_discrete", "probe_envs:FromOne-v0"): r"Discrete actions from 0.*start=1",
+    ("ppo_discrete", "probe_envs:MultiDiscrete-v0"): r"Discrete actions from 0.*MultiDiscrete",
+    ("ppo_discrete", "probe_envs:GraphObs-v0"): r"flat observations.*Graph",
+    ("ppo_discrete", "probe_envs:SequenceObs-v0"): r"flat observations.*Sequence",
+    ("ppo_atari", "CartPole-v1"): r"CartPole",
 }
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+@with_all_scripts
+def test_a_flag_of_a_wrong_type_or_range_costs_a_box(ppo, main, flags):
+    code, err = main(*flags.split())
+    text = " ".join(err.replace("│", " ").split())
+    assert code == 2 and re.search(FLAGS[flags], text) and "Traceback" not in err, err
+    assert not list(Path().iterdir())
 
 
 @pytest.mark.parametrize("flags", MISTAKES)
 @with_all_scripts
-def test_a_mistake_costs_one_line_and_leaves_nothing(ppo, main, flags):
+def test_flags_that_do_not_fit_one_another_cost_one_line(ppo, main, flags):
     code, err = main(*flags.split())
-    assert code == 2 and re.fullmatch(r"error: [^\n]+\n", err), err
-    assert re.search(MISTAKES[flags], err.strip()), err
+    assert code == 1 and re.fullmatch(r"error: [^\n]+", err) and re.search(MISTAKES[flags], err), err
     assert not list(Path().iterdir())
 
 
 @pytest.mark.parametrize("ppo, env_id", ENVIRONMENTS, indirect=["ppo"])
-def test_an_environment_of_the_wrong_kind_is_told_where_to_go(ppo, main, env_id):
+def test_an_environment_that_does_not_fit_costs_one_line(ppo, main, env_id):
     code, err = main("--env-id", *env_id.split())
-    assert code == 2 and re.fullmatch(r"error: [^\n]+\n", err) and not list(Path().iterdir())
-    assert re.search(ENVIRONMENTS[ppo.__name__, env_id], err.strip()), err
+    assert code == 1 and re.fullmatch(r"error: [^\n]+", err.splitlines()[-1]), err
+    assert re.search(ENVIRONMENTS[ppo.__name__, env_id], err), err
+    assert not list(Path().iterdir())
 
 
-def test_a_checkpoint_that_does_not_fit_or_is_cut_short_costs_one_line(ppo, main, capsys):
-    ppo.train(small(ppo))
+def test_a_checkpoint_that_does_not_fit_or_is_cut_short_says_so_and_leaves_nothing(ppo, monkeypatch):
+    _, path = train(ppo, small(ppo))
+    before = sorted(Path().rglob("*"))
+    for flag in ("--evaluate", "--resume"):
+        flags = [flag, str(path), "--env-id", "probe_envs:Ragged-v0", "--total-timesteps", "512"]
+        monkeypatch.setattr(sys, "argv", [ppo.__file__, *flags])
+        with pytest.raises(RuntimeError, match="size mismatch"):
+            ppo.main()
+    assert sorted(Path().rglob("*")) == before
+    Path("half.pt").write_bytes(path.read_bytes()[:2000])
+    monkeypatch.setattr(sys, "argv", [ppo.__file__, "--resume", "half.pt"])
+    with pytest.raises(RuntimeError, match="zip"):
+        ppo.main()
+
+
+def test_resuming_a_finished_run_says_that_no_steps_are_left(ppo, main, capsys):
+    _, path = train(ppo, small(ppo))
+    before = sorted(Path().rglob("*"))
     capsys.readouterr()
-    code, err = main("--evaluate", checkpoint(), "--env-id", "probe_envs:Ragged-v0")
-    assert code == 2 and re.fullmatch(r"error: cannot load [^\n]* size mismatch [^\n]*\n", err), err
-    Path("half.pt").write_bytes(checkpoint().read_bytes()[:2000])
-    code, err = main("--resume", "half.pt")
-    assert code == 2 and re.fullmatch(r"error: cannot load half.pt: [^\n]+\n", err), err
+    code, err = main("--resume", path)
+    assert code == 1 and re.fullmatch(r"error: [^\n]*to 0 steps left", err), err
+    assert sorted(Path().rglob("*")) == before
 
 
 def test_given_flags_replace_those_of_a_checkpoint_and_the_others_stay(ppo, monkeypatch, capsys):
-    """Also in a renamed copy of the script, and for evaluating."""
-    ppo.train(small(ppo, gamma=0.8))
-    flags = ["--resume", str(checkpoint()), "--total-timesteps", "384", "--gae-lambda", "0.5"]
+    _, path = train(ppo, small(ppo, gamma=0.8, env_kwargs={"speed": 3}))
+    flags = ["--resume", str(path), "--total-timesteps", "384", "--gae-lambda", "0.5"]
     monkeypatch.setattr(sys, "argv", [ppo.__file__, *flags])
     ppo.main()
     args = torch.load(checkpoint(), weights_only=True)["args"]
     assert (args["gamma"], args["gae_lambda"], args["total_timesteps"]) == (0.8, 0.5, 384)
-    printed = capsys.readouterr().out.splitlines()[-1]
-    copy = Path("renamed.py")
-    copy.write_text(Path(ppo.__file__).read_text())
-    process = start(copy, "--evaluate", checkpoint())
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0 and out.splitlines() == [printed], err  # what the training printed
+    assert args["env_kwargs"] == {"speed": 3}
+    trained = capsys.readouterr().out.splitlines()[-1]
+    monkeypatch.setattr(sys, "argv", [ppo.__file__, "--evaluate", str(checkpoint())])
+    ppo.main()
+    assert capsys.readouterr().out.splitlines()[-1] == trained
 
 
 @pytest.mark.parametrize("where", ["Worst", "BrokenConstructor"])
 def test_an_error_in_a_users_environment_keeps_its_traceback(ppo, where):
     with pytest.raises(ValueError, match="fell off") as error:
-        ppo.train(small(ppo, env_id=f"probe_envs:{where}-v0", num_steps=1024, total_timesteps=4096))
-    assert error.traceback[-1].path.name == "probe_envs.py" and not isinstance(error.value, ppo.UserError)
+        train(ppo, small(ppo, env_id=f"probe_envs:{where}-v0", num_steps=1024, total_timesteps=4096))
+    assert error.traceback[-1].path.name == "probe_envs.py"
 
 
-def test_weights_and_biases_that_cannot_start_stop_the_run_with_one_line(ppo, main, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    code, err = main("--track", "--env-id", "probe_envs:Match-v0")
-    assert code == 2 and re.search(r"error: --track: [^\n]*wandb[^\n]*\n$", err) and not Path("runs").exists()
+@pytest.mark.parametrize("where", ["NanObs", "InfObs", "NanReward", "InfReward"])
+def test_what_is_not_finite_stops_the_run_and_leaves_the_last_good_checkpoint(ppo, main, where):
+    flags = ["--num-envs=4", "--num-steps=16", "--total-timesteps=640"]
+    code, err = main(f"--env-id=probe_envs:{where}-v0", *flags)  # in the 20th step: in the second batch
+    what = "observation" if "Obs" in where else "reward"
+    assert code == 1 and re.search(
+        rf"error: [^\n]*{what}[^\n]* (64|128) [^\n]*--resume [^\n]*checkpoint.pt\n", err
+    ), err
+    saved = torch.load(checkpoint(), weights_only=True)
+    assert saved["global_step"] == 64 and str(checkpoint()) in err
+    assert all(value.isfinite().all() for value in saved["agent"].values())
+
+
+def test_a_loss_that_is_not_finite_is_not_saved(ppo, main, monkeypatch):
+    ppo_loss, calls = ppo.ppo_loss, []
+
+    def broken(*args):
+        loss, metrics = ppo_loss(*args)
+        calls.append(1)
+        return loss * (float("nan") if len(calls) == 2 * 80 else 1.0), metrics  # the very last step
+
+    monkeypatch.setattr(ppo, "ppo_loss", broken)
+    flags = ["--num-envs=4", "--num-steps=16", "--total-timesteps=128", "--target-kl=None"]
+    code, err = main("--env-id=probe_envs:Match-v0", *flags)
+    assert code == 1 and re.search(r"error: [^\n]*loss[^\n]* 128 [^\n]*checkpoint", err), err
+    saved = torch.load(checkpoint(), weights_only=True)
+    assert saved["global_step"] == 64 and all(value.isfinite().all() for value in saved["agent"].values())
+
+
+def test_a_module_of_ones_own_is_found_where_the_command_was_typed(ppo):
+    Path("mine.py").write_text(
+        "import gymnasium, probe_envs\ngymnasium.register('Mine-v0', probe_envs.Match)\n"
+    )
+    flags = ["--env-id=mine:Mine-v0", "--num-envs=4", "--num-steps=16", "--total-timesteps=64"]
+    out, err = start(ppo.__file__, *flags).communicate(timeout=60)
+    assert "evaluation: 10 of 10 episodes" in out, err
 
 
 @pytest.mark.parametrize("ppo", ["ppo_discrete"], indirect=True)
-def test_weights_and_biases_log_a_run(ppo, monkeypatch):
+def test_weights_and_biases_log_a_run_each_and_finish_it(ppo, monkeypatch):
     """Offline, as without an account."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     wandb = pytest.importorskip("wandb")
-    calls, init = [], wandb.init
-    monkeypatch.setattr(wandb, "init", lambda **settings: calls.append(settings) or init(**settings))
-    ppo.train(small(ppo, track=True))
-    assert calls[0]["name"] == checkpoint().parent.name and calls[0]["config"]["num_steps"] == 16
-    assert list(Path("wandb").glob("offline-run-*"))
+    runs, init = [], wandb.init
+    monkeypatch.setattr(
+        wandb, "init", lambda **settings: runs.append((settings, init(**settings))) or runs[-1][1]
+    )
+    for name, num_steps in (("one", 16), ("other", 32)):
+        train(ppo, small(ppo, track=True, num_steps=num_steps), name)
+    (first, first_run), (second, second_run) = runs
+    assert (first["name"], second["name"]) == ("one", "other") and first_run.id != second_run.id
+    assert (first["config"]["num_steps"], second["config"]["num_steps"]) == (16, 32)
+    assert len(list(Path("wandb").glob("offline-run-*"))) == 2
+    assert first_run._is_finished
+    wandb.finish()
 
 
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
@@ -115,6 +180,18 @@ def test_ctrl_c_says_how_to_go_on(ppo, vectorization):
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=30)
-    assert process.returncode == 130 and f"checkpoint: {checkpoint()}" in out
-    assert "interrupted; --resume goes on" in err and "Traceback" not in err
+    _, err = process.communicate(timeout=30)
+    assert (
+        process.returncode == 130 and f"--resume {checkpoint().absolute()}" in err and "Traceback" not in err
+    )
+
+
+def test_ctrl_c_before_the_first_checkpoint_says_so(ppo):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = start(ppo.__file__, "--env-id", "probe_envs:Match-v0", "--num-steps", 10_000)
+    while not list(Path("runs").glob("*/events*")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and "no checkpoint yet" in err and "Traceback" not in err

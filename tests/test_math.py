@@ -1,34 +1,40 @@
 """The formulas against oracles of other make: sums, cases, finite differences, another library."""
 
 import math
+from typing import NamedTuple
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import small
+from conftest import small, train
 from torch.distributions import Normal, kl_divergence
 
-import ppo_continuous
 import ppo_continuous as ppo
 
 # ---- compute_gae ----------------------------------------------------------------------------------
 
 
-def gae(rewards, values, next_values, terminated, done, gamma, gae_lambda):
-    """compute_gae on arrays; it reads no more of a rollout than these."""
-    arrays = [torch.as_tensor(np.asarray(x, dtype=np.float64)) for x in (values, next_values, rewards)]
-    flags = [torch.as_tensor(np.asarray(x, dtype=bool)) for x in (terminated, done)]
-    return ppo.compute_gae(ppo.Rollout(None, None, None, *arrays, *flags), gamma, gae_lambda).numpy()
+def rollout_of(**columns):
+    """A rollout of which only these columns are read."""
+    return ppo.Rollout(**dict.fromkeys(ppo.Rollout._fields) | columns)
+
+
+def gae(rewards, values, next_values, terminated, truncated, gamma, gae_lambda):
+    """compute_gae on arrays."""
+    values, next_values, rewards = (torch.as_tensor(np.asarray(x)) for x in (values, next_values, rewards))
+    ends = {"terminated": torch.as_tensor(terminated), "truncated": torch.as_tensor(truncated)}
+    rollout = rollout_of(values=values, rewards=rewards, **ends)
+    return ppo.compute_gae(rollout, next_values, ppo.Args(gamma=gamma, gae_lambda=gae_lambda)).numpy()
 
 
 def random_rollout(rng, T, N, p_end):
     rewards, values, next_values = (rng.normal(size=(T, N)) for _ in range(3))
     terminated, truncated = rng.random((T, N)) < p_end, rng.random((T, N)) < p_end  # sometimes both
-    return rewards, values, next_values, terminated, terminated | truncated
+    return rewards, values, next_values, terminated, truncated
 
 
-def gae_as_a_sum(rewards, values, next_values, terminated, done, gamma, lam):
+def gae_as_a_sum(rewards, values, next_values, terminated, truncated, gamma, lam):
     """Σ_l (γλ)^l δ_{t+l} up to the end of the episode or rollout (GAE paper, eq. 16)."""
     T, N = rewards.shape
     out = np.zeros((T, N))
@@ -37,7 +43,7 @@ def gae_as_a_sum(rewards, values, next_values, terminated, done, gamma, lam):
             for step in range(t, T):
                 bootstrap = 0.0 if terminated[step, n] else gamma * next_values[step, n]
                 out[t, n] += (gamma * lam) ** (step - t) * (rewards[step, n] + bootstrap - values[step, n])
-                if done[step, n]:
+                if terminated[step, n] or truncated[step, n]:
                     break
     return out
 
@@ -54,6 +60,25 @@ def test_gae_is_the_written_out_sum(gamma, lam, p_end):
 # ---- ppo_loss -------------------------------------------------------------------------------------
 
 COEFS = {"clip_coef": 0.2, "clip_vloss": False, "vf_coef": 0.5, "ent_coef": 0.01}
+
+
+class Fixed(NamedTuple):
+    """A policy whose log-probabilities and entropies are given."""
+
+    log_probs: torch.Tensor
+    entropies: torch.Tensor
+
+    def log_prob(self, actions):
+        return self.log_probs
+
+    def entropy(self):
+        return self.entropies
+
+
+def loss_of(new, values, entropy, batch, **coefs):
+    """ppo_loss for log-probabilities and entropies of the new policy."""
+    args = ppo.Args(norm_adv=False, **coefs)
+    return ppo.ppo_loss(Fixed(new, entropy), values, batch, args.clip_coef, args)
 
 
 def random_batch(size=200, seed=0):
@@ -89,7 +114,7 @@ def loss_by_cases(new, values, entropy, batch, clip_coef, clip_vloss, vf_coef, e
 def test_loss_is_the_case_analysis(clip_coef, clip_vloss):
     new, values, entropy, batch = random_batch()
     coefs = COEFS | {"clip_coef": clip_coef, "clip_vloss": clip_vloss}
-    loss, metrics = ppo.ppo_loss(new, values, entropy, batch, **coefs)
+    loss, metrics = loss_of(new, values, entropy, batch, **coefs)
     objective, value_loss, mean_entropy, expected = loss_by_cases(new, values, entropy, batch, **coefs)
     assert loss.item() == pytest.approx(expected, rel=1e-12)
     ratios = [math.exp(x) for x in (new - batch.old_log_probs).tolist()]
@@ -98,7 +123,7 @@ def test_loss_is_the_case_analysis(clip_coef, clip_vloss):
         "value_loss": value_loss,
         "entropy": mean_entropy,
         "approx_kl": np.mean([r - 1 - math.log(r) for r in ratios]),
-        "clip_fraction": np.mean([abs(r - 1) > clip_coef for r in ratios]),
+        "clipfrac": np.mean([abs(r - 1) > clip_coef for r in ratios]),
     }
     assert {name: metric.item() for name, metric in metrics.items()} == pytest.approx(expected, rel=1e-6)
     assert not any(metric.requires_grad for metric in metrics.values())
@@ -109,7 +134,7 @@ def test_gradient_is_that_of_finite_differences_and_zero_where_the_clip_says(cli
     new, values, entropy, batch = random_batch()
     inputs = [x.requires_grad_() for x in (new, values, entropy)]
     coefs = COEFS | {"clip_vloss": clip_vloss}
-    loss, _ = ppo.ppo_loss(*inputs, batch, **coefs)
+    loss, _ = loss_of(*inputs, batch, **coefs)
     gradients = torch.autograd.grad(loss, inputs)
     for which, gradient in enumerate(gradients):
         for i in range(0, len(new), 7):
@@ -130,7 +155,7 @@ def test_approx_kl_estimates_the_divergence_from_the_old_policy():
     torch.manual_seed(0)
     actions, zero = old.sample((1_000_000,)), torch.zeros(1_000_000).double()
     batch = ppo.Batch(zero, zero, old.log_prob(actions), zero, zero, zero)
-    _, metrics = ppo.ppo_loss(new.log_prob(actions), zero, zero, batch, **COEFS)
+    _, metrics = loss_of(new.log_prob(actions), zero, zero, batch, **COEFS)
     assert metrics["approx_kl"].item() == pytest.approx(kl_divergence(old, new).item(), rel=0.01)
     reverse = kl_divergence(new, old).item()
     assert metrics["approx_kl"].item() != pytest.approx(reverse, rel=0.05)
@@ -149,8 +174,8 @@ def test_the_gradient_of_a_batch_is_stable_baselines3s(norm_adv, ent_coef):
     torch.manual_seed(0)
     envs = ppo.make_envs(args, 4)
     agent = ppo.Agent(envs, args)
-    rollout, _, _ = ppo.collect(envs, agent, envs.reset(seed=0)[0], args)
-    batch = ppo.make_batch(rollout, ppo.compute_gae(rollout, 0.9, 0.9))
+    rollout = ppo.collect(envs, agent, torch.as_tensor(envs.reset(seed=0)[0]), args)
+    batch = ppo.make_batch(agent, rollout, args)
     batch = batch._replace(old_log_probs=batch.old_log_probs + 0.3 * torch.randn(64))
 
     model = sb3.PPO("MlpPolicy", gym.make("Pendulum-v1"), n_steps=64, batch_size=64, n_epochs=1, vf_coef=0.25,
@@ -164,7 +189,7 @@ def test_the_gradient_of_a_batch_is_stable_baselines3s(norm_adv, ent_coef):
     theirs.log_std.data.copy_(ours.log_std.data)
     buffer = model.rollout_buffer
     buffer.reset()
-    columns = {"observations": batch.obs, "actions": batch.actions, "values": batch.old_values}
+    columns = {"observations": batch.inputs, "actions": batch.actions, "values": batch.old_values}
     columns |= {"log_probs": batch.old_log_probs, "advantages": batch.advantages, "returns": batch.returns}
     for name, column in columns.items():
         getattr(buffer, name)[:] = column.reshape(getattr(buffer, name).shape).numpy()
@@ -174,7 +199,8 @@ def test_the_gradient_of_a_batch_is_stable_baselines3s(norm_adv, ent_coef):
     theirs.optimizer.step = lambda: None  # keep the gradient
     model.train()
 
-    ppo.compute_gradient(agent, batch, args)
+    loss, _ = ppo.ppo_loss(*agent.policy_and_values(batch.inputs), batch, args.clip_coef, args)
+    loss.backward()
     for their_layer, our_layer in pairs:
         for name in ("weight", "bias"):
             got, expected = getattr(our_layer, name).grad, getattr(their_layer, name).grad
@@ -210,10 +236,10 @@ def test_rewards_are_divided_by_the_std_of_the_discounted_sum_over_all_rollouts_
             of_env.append(total)
             total = 0.0 if end else total
         sums.append(of_env)
-    scaler = ppo.RewardScaler(0.9)
+    scaler = ppo.RewardScaler(ppo.Args(gamma=0.9))
     for start, end in ((0, 10), (10, 11), (11, 30)):  # an episode may span several rollouts
         part = slice(start, end)
-        got = scaler.update_and_scale(torch.tensor(rewards[part]), torch.tensor(done[part]))
+        got = scaler(torch.tensor(rewards[part]), torch.tensor(done[part]))
         np.testing.assert_allclose(got, rewards[part] / np.std(np.array(sums)[:, :end]), rtol=1e-5)
 
 
@@ -232,7 +258,7 @@ def test_layers_start_orthogonal_times_gain_and_make_the_function_they_name():
 def test_the_seeds_of_environments_never_meet():
     """Seeds s, s + 1, ... for the environments of run s would be shared with run s + 1 but for one."""
     seen = []
-    make_envs = ppo_continuous.make_envs
+    make_envs = ppo.make_envs
     with pytest.MonkeyPatch.context() as patch:
 
         def spy(*args):
@@ -241,7 +267,7 @@ def test_the_seeds_of_environments_never_meet():
             envs.reset = lambda *, seed: seen.extend(seed) or reset(seed=seed)
             return envs
 
-        patch.setattr(ppo_continuous, "make_envs", spy)
+        patch.setattr(ppo, "make_envs", spy)
         for seed in range(1, 12):
-            ppo.Run(small(ppo, seed=seed)).close()
+            train(ppo, small(ppo, seed=seed, total_timesteps=64))
     assert len(set(seen)) == len(seen) == 44 and all(0 <= seed < 2**31 for seed in seen)

@@ -8,8 +8,8 @@ import pytest
 from conftest import ROOT, SCRIPTS, start
 
 PATHS = [ROOT / f"{name}.py" for name in SCRIPTS]
-SHARED = "Rollout Batch collect compute_gae make_batch ppo_loss compute_gradient update"
-SHARED_BY_MLPS = "TidyEnv RunningMeanStd RewardScaler mlp train"
+SHARED = "Rollout Batch collect compute_gae make_batch ppo_loss update save_checkpoint load_checkpoint"
+SHARED_BY_MLPS = "QuietEnv RunningMeanStd RewardScaler mlp train main"
 
 
 def definitions(path):
@@ -31,6 +31,11 @@ def test_what_is_shared_is_shared_to_the_byte():
     for name in SHARED_BY_MLPS.split():
         assert continuous[name] == discrete[name], name
     assert list(continuous) == list(discrete)  # in the same order
+    algorithms = [
+        text[text.index("# ---- The algorithm") : text.index("def train(")]
+        for text in map(Path.read_text, PATHS)
+    ]
+    assert algorithms[0] == algorithms[1] == algorithms[2]
 
 
 def length(node):
@@ -42,15 +47,16 @@ def test_a_script_stays_within_its_budgets(path):
     source = path.read_text()
     lines, nodes = source.splitlines(), list(ast.walk(ast.parse(source)))
     top = {node.name: node for node in ast.parse(source).body if hasattr(node, "name")}
-    assert len(lines) <= 560 and len(source.encode()) <= 27_050
-    assert top["train"].end_lineno - top["Rollout"].lineno < 185 and length(top["train"]) <= 25
+    most = (420, 20_550) if path.stem == "ppo_atari" else (430, 21_050)
+    assert len(lines) <= most[0] and len(source.encode()) <= most[1]
+    assert top["train"].end_lineno - top["Rollout"].lineno < 185
     assert max(length(node) for node in nodes if isinstance(node, ast.FunctionDef)) <= 40
-    assert max(map(len, lines)) <= 110 and sum(len(line) > 100 for line in lines) <= 40
-    assert sum(isinstance(node, ast.AnnAssign) for node in top["Args"].body) <= 33
+    assert max(map(len, lines)) <= 110 and sum(len(line) > 100 for line in lines) <= 25
+    assert sum(isinstance(node, ast.AnnAssign) for node in top["Args"].body) <= 32
     ternaries = [node for node in nodes if isinstance(node, ast.IfExp)]
     nested = [node for node in ternaries if any(child in ternaries for child in list(ast.walk(node))[1:])]
-    private = re.findall(r"torch\._(?!dynamo\.config\.trace_autograd_ops)", source)
-    assert len(re.findall(r"# noqa|:=|__import__", source)) + len(nested) + len(private) <= 2
+    dense = re.findall(r"# noqa|# fmt: skip|:=|__import__|torch\._", source)
+    assert len(dense) + len(nested) <= 2
 
 
 @pytest.mark.parametrize("path", PATHS, ids=SCRIPTS)
@@ -59,5 +65,5 @@ def test_a_copy_alone_in_a_folder_says_what_it_can_do(path):
     Path("mine.py").write_text(path.read_text())
     process = start("mine.py", "--help", PYTHONIOENCODING="ascii")
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 0 and "--clip-coef" in out and "the discount" in out, err
+    assert process.returncode == 0 and "--clip-coef" in out and "discount" in out, err
     assert [item.name for item in Path().iterdir()] == ["mine.py"]  # nothing happens on import

@@ -1,6 +1,5 @@
-"""variants/: what each adds to ppo_continuous.py, against formulas of its own, and what it shares with it."""
+"""variants/: what each adds to its script, against formulas of its own, and what it shares with it."""
 
-import ast
 import copy
 import difflib
 import shutil
@@ -12,89 +11,99 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT, checkpoint, train
+from test_scripts import definitions
+from test_training import scalars
 from torch import nn
 from torch.nn.utils import parameters_to_vector
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "variants"), str(ROOT / "tests")]
-penalty, trpo = map(import_module, ("ppo_penalty_continuous", "trpo_continuous"))
+penalty, trpo, torchrun = map(
+    import_module, ("ppo_penalty_continuous", "trpo_continuous", "ppo_torchrun_atari")
+)
 
-# What a variant has of its own, changes and leaves out of the functions and classes; lines that it may add.
+# A variant's script; what it has of its own, changes and leaves out; lines that it may add.
 TRPO_OWN = "surrogate flat_gradient fisher_vector_product conjugate_gradient policy_step fit_critic"
 DECLARED = {
-    penalty: ("adapt_kl_coef", "Args Agent compute_gradient update train compiled", "", 40),
-    trpo: (TRPO_OWN, "Args collect update train Run check", "ppo_loss compute_gradient compiled", 120),
+    penalty: ("ppo_continuous", "adapt_kl_coef", "Args Agent update train", "", 40),
+    trpo: ("ppo_continuous", TRPO_OWN, "Args update train", "ppo_loss", 120),
+    torchrun: ("ppo_atari", "", "update train log main", "", 40),
 }
 MATCH = {"env_id": "probe_envs:Match-v0", "num_envs": 4, "num_steps": 8, "num_minibatches": 2}
 
 
 @pytest.fixture(autouse=True)
-def alone(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def seeded():
     torch.manual_seed(3)
 
 
 @pytest.fixture
 def double(monkeypatch):
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # Agent.forward would go back to float32
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # preprocess would go back to float32
 
 
 @pytest.mark.parametrize("variant", DECLARED)
 def test_what_is_shared_is_equal_to_the_byte(variant):
-    texts = (ROOT / "ppo_continuous.py").read_text(), Path(variant.__file__).read_text()
-    nodes = [(text, node) for text in texts for node in ast.parse(text).body if hasattr(node, "name")]
-    ppo, own = ({n.name: ast.get_source_segment(t, n) for t, n in nodes if t == text} for text in texts)
-    new, changed, gone, most = DECLARED[variant]
+    script, new, changed, gone, most = DECLARED[variant]
+    paths = ROOT / f"{script}.py", Path(variant.__file__)
+    ppo, own = map(definitions, paths)
     assert set(own) - set(ppo) == set(new.split()) and set(ppo) - set(own) == set(gone.split())
     assert {name for name in set(ppo) & set(own) if ppo[name] != own[name]} == set(changed.split())
-    diff = difflib.unified_diff(*map(str.splitlines, texts), "", "", lineterm="", n=0)
+    lines = [path.read_text().splitlines() for path in paths]
+    diff = difflib.unified_diff(*lines, "", "", lineterm="", n=0)
     assert sum(line.startswith("+") for line in list(diff)[2:]) <= most
 
 
-@pytest.mark.parametrize("variant", DECLARED)
+@pytest.mark.parametrize("variant", [penalty, trpo])
 def test_it_trains_as_a_script_alone_in_a_folder(variant, tmp_path):
     script = shutil.copy(variant.__file__, tmp_path)
     flags = "--env-id=Pendulum-v1 --num-envs=2 --num-steps=16 --total-timesteps=96 --eval-episodes=1"
     result = subprocess.run([sys.executable, script, *flags.split()], capture_output=True, text=True)
-    assert result.returncode == 0 and "evaluation: 1 episodes" in result.stdout, result.stderr
+    assert result.returncode == 0 and "evaluation: 1 of 1 episodes" in result.stdout, result.stderr
     assert len([*tmp_path.glob(f"runs/*{variant.__name__}*/checkpoint.pt")]) == 1
 
 
-@pytest.mark.parametrize("variant", DECLARED)
+@pytest.mark.parametrize("variant", [penalty, trpo])
 def test_it_learns_a_probe_and_is_the_same_by_seed(variant):
     args = variant.Args(**MATCH | {"num_steps": 64}, total_timesteps=3072)
-    first, second = (variant.train(args) for _ in range(2))
+    first, second = (train(variant, args)[0] for _ in range(2))
     assert (parameters_to_vector(first.parameters()) == parameters_to_vector(second.parameters())).all()
     policy, _ = first(torch.tensor([[-1.0], [1.0]]))  # the action's sign should be that of the observation
     assert policy.mean[0] < -0.1 and policy.mean[1] > 0.1
 
 
+# ---- the penalty ----------------------------------------------------------------------------------
+
+
 def make_penalised(**flags):
-    """An agent of 3 actions in float64, an old one near it, and a minibatch that the old one acted in."""
-    args = penalty.Args(env_id="probe_envs:Echo-v0", max_grad_norm=float("inf"), norm_adv=False, **flags)
+    """An agent of 3 actions in float64, an old one near it, and a batch that the old one acted in."""
+    flags |= {"norm_adv": False, "norm_obs": False, "num_minibatches": 1, "update_epochs": 1}
+    args = penalty.Args(env_id="probe_envs:Echo-v0", max_grad_norm=float("inf"), **flags)
     agent = penalty.Agent(penalty.make_envs(args, 1), args).double()
     old_agent = copy.deepcopy(agent).requires_grad_(False)
     for p in agent.parameters():
         p.data += 0.05 * torch.randn_like(p)
-    obs = torch.randn(10_000, 1, 3, dtype=torch.float64)
-    actions, log_probs, values = old_agent.act(obs)
-    return args, agent, old_agent, penalty.Batch(obs, actions, log_probs, values, obs[:, 0, 0], values + 1)
+    obs = torch.randn(10_000, 3, dtype=torch.float64)
+    policy, values = old_agent(obs)
+    actions = policy.sample()
+    batch = penalty.Batch(obs, actions, policy.log_prob(actions), values, obs[:, 0], values + 1)
+    return args, agent, old_agent, batch
 
 
-def mean_kl(old_agent, agent, obs):
+def mean_kl(old_agent, agent, inputs):
     """The mean of KL[old, new] between diagonal Gaussians, by hand."""
-    (old, _), (new, _) = old_agent(obs), agent(obs)
+    (old, _), (new, _) = old_agent.policy_and_values(inputs), agent.policy_and_values(inputs)
     distance = (old.variance + (old.mean - new.mean) ** 2) / new.variance
-    return 0.5 * (distance - 1 - (old.variance / new.variance).log()).flatten(1).sum(-1).mean()
+    return 0.5 * (distance - 1 - (old.variance / new.variance).log()).sum(-1).mean()
 
 
-def gradients(agent, old_agent, minibatch, args, kl_coef):
+def gradients(agent, old_agent, batch, args, kl_coef):
     """The gradient of the loss, and kl_coef times that of the KL."""
     agent.kl_coef.fill_(kl_coef)
-    penalty.compute_gradient(agent, old_agent, minibatch, args)
+    still = torch.optim.SGD(agent.parameters(), lr=0.0)
+    penalty.update(agent, old_agent, still, batch, args.clip_coef, args)
     of_loss = parameters_to_vector([p.grad for p in agent.parameters()])
     agent.zero_grad(set_to_none=False)
-    (kl_coef * mean_kl(old_agent, agent, minibatch.obs)).backward()
+    (kl_coef * mean_kl(old_agent, agent, batch.inputs)).backward()
     return of_loss, parameters_to_vector([p.grad for p in agent.parameters()])
 
 
@@ -107,22 +116,17 @@ def test_the_penalty_adds_beta_times_the_gradient_of_the_kl(double, clip_coef):
 
 
 @pytest.mark.parametrize(("target", "factor"), [(1e-12, 2), (1e3, 0.5), (None, 1)])
-def test_beta_is_logged_and_adapted_and_goes_on_in_a_resumed_run(monkeypatch, target, factor):
-    logged, update = [], penalty.update
-
-    def checked_update(agent, old_agent, *rest):
-        before = parameters_to_vector(agent.parameters()).detach()
-        history = update(agent, old_agent, *rest)
-        assert (parameters_to_vector(old_agent.parameters()) == before).all()
-        logged.append({metrics["kl_coef"].item() for metrics in history})
-        return history
-
-    monkeypatch.setattr(penalty, "update", checked_update)
+def test_beta_is_logged_and_adapted_and_goes_on_in_a_resumed_run(target, factor):
     args = penalty.Args(**MATCH, total_timesteps=96, kl_coef=0.5, kl_coef_target=target)
-    assert penalty.train(args).kl_coef == 0.5 * factor**3
-    (path,) = Path("runs").glob("*/checkpoint.pt")
-    assert penalty.train(replace(args, resume=str(path), total_timesteps=160)).kl_coef == 0.5 * factor**5
-    assert logged == [{0.5 * factor**i} for i in range(5)]
+    agent, path = train(penalty, args)
+    assert agent.kl_coef == 0.5 * factor**3
+    agent, _ = train(penalty, replace(args, resume=str(path), total_timesteps=160), "resumed")
+    assert agent.kl_coef == 0.5 * factor**5
+    logged = scalars("losses/kl_coef") | scalars("losses/kl_coef", "resumed")
+    assert list(logged.values()) == [0.5 * factor**i for i in range(5)]
+
+
+# ---- TRPO -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -132,8 +136,8 @@ def problem(double):
     envs = trpo.make_envs(args, 4)
     agent = trpo.Agent(envs, args)
     agent.actor = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1))
-    rollout, _, _ = trpo.collect(envs, agent.double(), envs.reset(seed=1)[0], args)
-    batch = trpo.make_batch(rollout, trpo.compute_gae(rollout, args.gamma, args.gae_lambda))
+    rollout = trpo.collect(envs, agent.double(), torch.as_tensor(envs.reset(seed=1)[0]), args)
+    batch = trpo.make_batch(agent, rollout, args)
     advantages = (batch.advantages - batch.advantages.mean()) / batch.advantages.std()
     batch = trpo.Batch(*(field.double() for field in batch._replace(advantages=advantages)))
     return agent, batch, args, [*agent.actor.parameters(), agent.log_std]
@@ -143,14 +147,14 @@ def test_fisher_vector_product_is_that_of_the_explicit_fisher_matrix(problem):
     """The matrix is the mean of E[∇log π ∇log πᵀ], by quadrature. It is exact: with z = (a - mean) / std, the
     score is a polynomial in z of degree 2, its square of degree 4, and at these three points E[z⁴] = 3."""
     agent, batch, _, parameters = problem
-    obs, fisher = batch.obs[::8], 0
-    for row in obs:
+    inputs, fisher = batch.inputs[::8], 0
+    for row in inputs:
         for z, weight in ((-(3**0.5), 1 / 6), (0.0, 2 / 3), (3**0.5, 1 / 6)):
-            policy, _ = agent(row[None])
+            policy, _ = agent.policy_and_values(row[None])
             log_prob = policy.log_prob((policy.mean + z * policy.stddev).detach()).sum()
             score = parameters_to_vector(torch.autograd.grad(log_prob, parameters))
-            fisher = fisher + weight * torch.outer(score, score) / len(obs)
-    kl = mean_kl(copy.deepcopy(agent).requires_grad_(False), agent, obs)
+            fisher = fisher + weight * torch.outer(score, score) / len(inputs)
+    kl = mean_kl(copy.deepcopy(agent).requires_grad_(False), agent, inputs)
     slope = trpo.flat_gradient(kl, parameters, create_graph=True)
     v = torch.randn(len(fisher), dtype=torch.float64)
     product = trpo.fisher_vector_product(slope, parameters, 0.3, v)
@@ -161,19 +165,116 @@ def test_fisher_vector_product_is_that_of_the_explicit_fisher_matrix(problem):
 def test_an_accepted_step_gains_and_stays_in_the_trust_region(problem, max_kl, damping):
     agent, batch, args, parameters = problem
     old_agent, start = copy.deepcopy(agent), parameters_to_vector(parameters).detach()
-    before = trpo.surrogate(agent(batch.obs)[0], batch)
+    before = trpo.surrogate(agent.policy_and_values(batch.inputs)[0], batch)
     g = trpo.flat_gradient(before, parameters)
     metrics = trpo.policy_step(agent, batch, replace(args, max_kl=max_kl, damping=damping))
-    kl = mean_kl(old_agent, agent, batch.obs).item()
+    kl = mean_kl(old_agent, agent, batch.inputs).item()
     assert metrics["approx_kl"].item() == pytest.approx(kl) and 0.1 * max_kl < kl <= max_kl
     assert (metrics["backtracks"] > 0) == (damping < 0.1)  # the first step is too long with little damping
-    gain = (trpo.surrogate(agent(batch.obs)[0], batch) - before).item()
+    gain = (trpo.surrogate(agent.policy_and_values(batch.inputs)[0], batch) - before).item()
     assert metrics["surrogate_gain"].item() == pytest.approx(gain) and gain > 0 and abs(before) < 1e-6
     promise = g @ (parameters_to_vector(parameters) - start)  # kept by small steps
     assert max_kl > 1e-6 or gain == pytest.approx(promise.item(), rel=1e-2)
 
 
-def test_trpo_says_that_it_works_in_one_process(monkeypatch):
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-    with pytest.raises(trpo.UserError, match="torchrun"):
-        trpo.train(trpo.Args(**MATCH))
+# ---- torchrun -------------------------------------------------------------------------------------
+
+# Trains as one process of two, and keeps the seeds that it was given, what it did, and where it ended.
+TRAIN = """
+import sys
+sys.path[:0] = [{root!r} + "/variants", {root!r} + "/tests"]
+import torch, torch.distributed as dist, ppo_torchrun_atari as ppo
+from pathlib import Path
+from conftest import small
+seeds, rollouts, make_envs, collect = [], [], ppo.make_envs, ppo.collect
+def spy(args, num_envs, *rest):
+    envs = make_envs(args, num_envs, *rest)
+    reset = envs.reset
+    envs.reset = lambda *, seed: seeds.append(seed) or reset(seed=seed)
+    return envs
+def keep(*args):
+    rollouts.append(collect(*args))
+    {extra}
+    return rollouts[-1]
+ppo.make_envs, ppo.collect = spy, keep
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+flags = dict(num_envs=4, num_steps=64, total_timesteps=768, num_minibatches=2)
+flags |= dict(target_kl=1e-5, learning_rate=1e-2)
+agent = ppo.train(small(ppo, **flags), Path(f"run{{rank}}"))
+state = {{name: value.detach() for name, value in agent.state_dict().items()}}
+torch.save((seeds[0], [r.actions for r in rollouts], [r.rewards for r in rollouts], state), f"{{rank}}.pt")
+"""
+
+
+def run_with_torchrun(*command):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *map(str, command)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_two_processes_have_one_policy_and_games_of_their_own():
+    Path("train.py").write_text(TRAIN.format(root=str(ROOT), extra="pass"))
+    done = run_with_torchrun("train.py")
+    assert done.returncode == 0, done.stderr[-3000:]
+    (seeds, actions, _, state), (other_seeds, other_actions, _, other_state) = (
+        torch.load(f"{rank}.pt", weights_only=True) for rank in (0, 1)
+    )
+    assert len({*seeds, *other_seeds}) == 4 == len(seeds) + len(other_seeds)
+    assert not torch.equal(actions[0], other_actions[0])
+    for name, value in state.items():
+        assert torch.equal(value, other_state[name]), name  # to the bit
+    for tag in ("losses/policy_loss", "losses/explained_variance", "charts/gradient_steps"):  # of the whole
+        assert scalars(tag, "run0") == scalars(tag, "run1") and list(scalars(tag, "run0")) == [256, 512, 768]
+    assert max(scalars("charts/gradient_steps", "run0").values()) < 8  # --target-kl stopped both at once
+    saved = torch.load("run0/checkpoint.pt", weights_only=True)
+    assert saved["global_step"] == 768 and saved["args"]["num_envs"] == 4
+
+
+def test_the_gradient_is_the_mean_of_all_processes_minibatches():
+    """Each rank has a batch of its own; one step of SGD on the mean of both losses, by hand."""
+    Path("step.py").write_text(
+        f"import sys; sys.path[:0] = [{str(ROOT / 'variants')!r}, {str(ROOT / 'tests')!r}]\n"
+        "import torch, torch.distributed as dist, ppo_torchrun_atari as ppo\n"
+        "from torch.nn.parallel import DistributedDataParallel\nfrom conftest import small\n"
+        "dist.init_process_group('gloo'); rank = dist.get_rank()\n"
+        "args = small(ppo, num_minibatches=1, update_epochs=1, max_grad_norm=1e9)\n"
+        "torch.manual_seed(0); envs = ppo.make_envs(args, 1); agent = ppo.Agent(envs, args)\n"
+        "frames = lambda: torch.randint(256, (6, 4, 84, 84), dtype=torch.uint8)\n"
+        "batches = [ppo.Batch(frames(), torch.randint(4, (6,)),\n"
+        "    torch.randn(6) * 0.1 - 1.4, torch.randn(6), torch.randn(6), torch.randn(6)) for _ in range(2)]\n"
+        "start = [p.detach().clone() for p in agent.parameters()]\n"
+        "losses = [ppo.ppo_loss(*agent(b.inputs), b, args.clip_coef, args)[0] for b in batches]\n"
+        "expected = torch.autograd.grad((losses[0] + losses[1]) / 2, list(agent.parameters()))\n"
+        "sgd = torch.optim.SGD(agent.parameters(), lr=1.0)\n"
+        "ppo.update(DistributedDataParallel(agent), sgd, batches[rank], args.clip_coef, args)\n"
+        "for p, before, g in zip(agent.parameters(), start, expected):\n"
+        "    torch.testing.assert_close(before - p, g, rtol=1e-3, atol=1e-5)\n"
+    )
+    done = run_with_torchrun("step.py")
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_a_process_that_dies_ends_the_run():
+    die = "if len(rollouts) == 2 and rank == 1: import os; os._exit(7)"
+    Path("die.py").write_text(TRAIN.format(root=str(ROOT), extra=die))
+    done = run_with_torchrun("die.py")
+    assert done.returncode != 0 and not Path("0.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [("--num-envs=3", "num_envs 3 is not a multiple of the 2 processes"),
+     ("--num-envs=2 --num-steps=4 --num-minibatches=3", "batch of 8: not from 12 ")],
+)  # fmt: skip
+def test_what_cannot_be_split_costs_one_line(flags, message):
+    done = run_with_torchrun(torchrun.__file__, *flags.split())
+    assert done.returncode != 0 and f"error: {message}" in done.stderr and not Path("runs").exists()
+
+
+def test_it_trains_as_a_script_with_torchrun_and_evaluates_once():
+    flags = (
+        "--num-envs=2 --num-steps=16 --total-timesteps=64 --eval-episodes=1 --num-minibatches=2 --threads=1"
+    )
+    done = run_with_torchrun(torchrun.__file__, *flags.split())
+    assert done.returncode == 0 and done.stdout.count("evaluation: 1 of 1 episodes") == 1, done.stderr[-3000:]
+    assert torch.load(checkpoint(), weights_only=True)["global_step"] == 64
