@@ -66,7 +66,7 @@ class Args:
     clip_coef: PositiveFloat = 0.1  # epsilon; inf turns the clip off
     anneal_clip_coef: bool = False  # to 0, linearly, as in the paper
     clip_vloss: bool = False  # clip values, too
-    target_kl: PositiveFloat | None = None  # ends an update
+    target_kl: PositiveFloat | None = None  # an update ends above it
     vf_coef: NonNegativeFloat = 0.5  # 2 c_1, weight of the value loss
     ent_coef: NonNegativeFloat = 0.01  # c_2, weight of the entropy
     max_grad_norm: PositiveFloat = 0.5
@@ -166,7 +166,7 @@ class Agent(nn.Module):
         return Categorical(logits=self.actor(x)), self.critic(x).squeeze(-1)
 
 
-# ---- The algorithm: to the end of `update` the same in ppo_discrete.py and ppo_atari.py ----
+# ---- The algorithm ----
 class Rollout(NamedTuple):
     """T steps of N environments, by π_old."""
 
@@ -177,7 +177,7 @@ class Rollout(NamedTuple):
     rewards: Tensor  # (T, N), r_t
     terminated: Tensor  # (T, N), bool: a_t led to a terminal state
     truncated: Tensor  # (T, N), bool: a time limit cut the episode off
-    final_obs: Tensor  # (F, *O), the states in which it did
+    final_obs: Tensor  # (F, *O), those states, by t and n
     next_obs: Tensor  # (N, *O), the states after the last step
 
 
@@ -289,7 +289,7 @@ def train(args: Args, run_dir: Path) -> Agent:
     """Algorithm 1: collects a batch, improves the policy with it, and again."""
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
-    Distribution.set_default_validate_args(False)  # slow
+    Distribution.set_default_validate_args(False)  # its checks are slow
     envs = make_envs(args, args.num_envs)
     agent = Agent(envs, args).to(args.device)
     optimizer = torch.optim.Adam(agent.parameters(), args.learning_rate, eps=1e-5, fused=True)
@@ -299,7 +299,7 @@ def train(args: Args, run_dir: Path) -> Agent:
     if not 2 * args.num_minibatches <= batch_size <= left:
         raise gym.error.Error(f"batch of {batch_size}: not from 2 * num_minibatches to {left} steps left")
     seeds = np.random.SeedSequence([args.seed, step]).generate_state(args.num_envs) // 2
-    torch.manual_seed(seeds[0])  # other actions if resumed
+    torch.manual_seed(seeds[0])  # a resumed run draws other actions
     obs = torch.as_tensor(envs.reset(seed=seeds.tolist())[0], device=args.device)
     if args.track:
         import wandb
