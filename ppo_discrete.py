@@ -356,7 +356,7 @@ def log(
         metrics["charts/return_100"] = np.mean(envs.return_queue)  # of 100 episodes
         bar.set_postfix_str(f"return {np.mean(envs.return_queue):.5g}")
         envs.episode_count = 0
-    bar.update(len(batch.returns))
+    bar.update(step - bar.n)
     for name, value in metrics.items():
         writer.add_scalar(name, value, step)
 

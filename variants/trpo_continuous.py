@@ -387,7 +387,7 @@ def log(
         metrics["charts/return_100"] = np.mean(envs.return_queue)  # of 100 episodes
         bar.set_postfix_str(f"return {np.mean(envs.return_queue):.5g}")
         envs.episode_count = 0
-    bar.update(len(batch.returns))
+    bar.update(step - bar.n)
     for name, value in metrics.items():
         writer.add_scalar(name, value, step)
 
@@ -412,7 +412,7 @@ def load_checkpoint(path: Path, **parts: Any) -> dict[str, Any]:
 
 @torch.no_grad()
 def evaluate(path: Path, args: Args) -> list[float]:
-    """The returns of episodes with the likeliest actions."""
+    """The returns of episodes with the mean of each action."""
     envs = make_envs(args, 1, path.parent / "videos" if args.capture_video else None)
     agent = Agent(envs, args).to(args.device)
     load_checkpoint(path, agent=agent)
@@ -420,7 +420,7 @@ def evaluate(path: Path, args: Args) -> list[float]:
     try:
         for _ in tqdm(range(10_000 * n), "evaluation", leave=False):
             policy, _ = agent(torch.as_tensor(obs, device=args.device))
-            obs, *_, info = envs.step(policy.mode.cpu().numpy())
+            obs, *_, info = envs.step(policy.mean.cpu().numpy())
             returns += info["episode"]["r"].tolist() if "episode" in info else []
             if len(returns) == n:
                 break
