@@ -61,17 +61,17 @@ class Args:
     num_envs: PositiveInt = 16  # N
     vectorization: str = "sync"  # or "async", a process each
     num_steps: PositiveInt = 128  # T
-    num_minibatches: PositiveInt = 8  # in a batch of N * T
+    num_minibatches: PositiveInt = 8  # in a batch
     update_epochs: PositiveInt = 10  # K
     learning_rate: FinitePositive = 1e-3
     anneal_lr: bool = True  # to 0, linearly
     gamma: Fraction = 0.99  # discount
     gae_lambda: Fraction = 0.93  # 0: low variance, 1: low bias
     norm_adv: bool = True  # standardise advantages
-    clip_coef: PositiveFloat = 0.2  # epsilon; inf turns the clip off
+    clip_coef: PositiveFloat = 0.2  # epsilon; inf: no clip
     anneal_clip_coef: bool = False  # to 0, linearly
     clip_vloss: bool = False  # clip values, too
-    target_kl: PositiveFloat | None = 0.05  # an update ends above it; of all action dimensions together
+    target_kl: PositiveFloat | None = 0.05  # ends an update; of all dimensions together
     vf_coef: NonNegativeFloat = 0.5  # 2 c_1, weight of the value loss
     ent_coef: NonNegativeFloat = 0.0  # c_2, weight of the entropy
     max_grad_norm: PositiveFloat = 0.5
@@ -87,24 +87,24 @@ class Args:
 
 
 class QuietEnv(gym.Wrapper):
-    """Drops info, which takes time to gather, and seeds the global generators that some use."""
+    """Drops info, which takes time; copies observations, seeds global generators, if shared."""
 
     def reset(self, *, seed: int | None = None, **kwargs: Any) -> tuple:
         if seed is not None:
             random.seed(seed)
             np.random.seed(seed)
-        return self.env.reset(seed=seed, **kwargs)[0], {}
+        return np.array(self.env.reset(seed=seed, **kwargs)[0]), {}
 
     def step(self, action: Any) -> tuple:
         obs, reward, terminated, truncated, _ = self.env.step(action)
-        return obs, reward, terminated, truncated, {}
+        return np.array(obs), reward, terminated, truncated, {}
 
 
 def make_envs(args: Args, num_envs: int, videos: Path | None = None) -> VectorEnv:
-    """Environments for actions in [-1, 1], with observations as vectors."""
-    wrappers, kwargs = [FlattenObservation, QuietEnv], dict(args.env_kwargs)
+    """Environments for actions in [-1, 1]."""
+    kwargs = args.env_kwargs | ({"render_mode": "rgb_array"} if videos else {})
+    wrappers = [lambda env: env if type(env.observation_space) is Box else FlattenObservation(env), QuietEnv]
     if videos:
-        kwargs["render_mode"] = "rgb_array"
         wrappers.append(lambda env: RecordVideo(env, videos, lambda n: n < args.eval_episodes))
     options = {"autoreset_mode": "SameStep"}
     envs = gym.make_vec(args.env_id, num_envs, args.vectorization, options, wrappers, **kwargs)
@@ -127,7 +127,7 @@ class RunningMeanStd(nn.Module):
         self.count = nn.Buffer(torch.zeros(()).double())
 
     def update(self, samples: Tensor) -> None:
-        """Takes in samples (B, *shape) (Chan et al. 1979)."""
+        """Takes in (B, *shape) (Chan et al. 1979)."""
         var, mean = torch.var_mean(samples.double(), 0, correction=0)
         self.count += len(samples)
         weight = len(samples) / self.count
@@ -164,12 +164,12 @@ class Agent(nn.Module):
 
     def __init__(self, envs: VectorEnv, args: Args) -> None:
         super().__init__()
-        (obs_size,) = envs.single_observation_space.shape
-        action_size = math.prod(envs.single_action_space.shape)
+        obs_shape, action_shape = envs.single_observation_space.shape, envs.single_action_space.shape
+        obs_size, action_size = math.prod(obs_shape), math.prod(action_shape)
         self.actor = mlp(obs_size, action_size, out_gain=0.01)
         self.log_std = nn.Parameter(torch.full((action_size,), math.log(args.initial_std)))
         self.critic = mlp(obs_size, 1, out_gain=1.0)
-        self.obs_stats = RunningMeanStd((obs_size,))
+        self.obs_stats = RunningMeanStd(obs_shape)
         self.norm_obs = args.norm_obs
 
     def forward(self, obs: Tensor) -> tuple[Distribution, Tensor]:
@@ -182,7 +182,7 @@ class Agent(nn.Module):
         if self.norm_obs:
             obs = (obs.double() - self.obs_stats.mean) / (self.obs_stats.var + 1e-8).sqrt()
             obs = obs.clamp(-10, 10)
-        return obs.float()
+        return obs.float().flatten(1)
 
     def policy_and_values(self, inputs: Tensor) -> tuple[Distribution, Tensor]:
         policy = Independent(Normal(self.actor(inputs), self.log_std.exp()), 1)
@@ -226,7 +226,7 @@ def collect(envs: VectorEnv, agent: Agent, obs: Tensor, args: Args) -> Rollout:
         next_obs, rewards, terminated, truncated, info = envs.step(actions.cpu().numpy())
         outcome = tensor(rewards).float(), tensor(terminated), tensor(truncated)
         steps.append((obs, actions, policy.log_prob(actions), values, *outcome))  # as in Rollout
-        if truncated.any():  # next_obs is the first of the next episode
+        if truncated.any():  # next_obs is of the next episode
             final_obs.append(tensor(np.stack(info["final_obs"][truncated])))
         obs = tensor(next_obs)
     return Rollout(*map(torch.stack, zip(*steps)), final_obs=torch.cat(final_obs), next_obs=obs)
@@ -250,7 +250,7 @@ def make_batch(agent: Agent, rollout: Rollout, args: Args) -> Batch:
     _, values = agent(torch.cat([rollout.next_obs, rollout.final_obs]))
     last_values, final_values = values.tensor_split([len(rollout.next_obs)])
     next_values = torch.cat([rollout.values[1:], last_values[None]])
-    next_values[rollout.truncated] = final_values  # the next step's are of the next episode
+    next_values[rollout.truncated] = final_values  # not the next episode's
     advantages = compute_gae(rollout, next_values, args)
     columns = rollout.actions, rollout.log_probs, rollout.values, advantages, advantages + rollout.values
     inputs = agent.preprocess(rollout.obs.flatten(0, 1))
@@ -323,7 +323,7 @@ def train(args: Args, run_dir: Path) -> Agent:
     if not 2 * args.num_minibatches <= batch_size <= left:
         raise gym.error.Error(f"batch of {batch_size}: not from 2 * num_minibatches to {left} steps left")
     seeds = np.random.SeedSequence([args.seed, step]).generate_state(args.num_envs) // 2
-    torch.manual_seed(seeds[0])  # a resumed run draws other actions
+    torch.manual_seed(seeds[0])  # new actions if resumed
     obs = torch.as_tensor(envs.reset(seed=seeds.tolist())[0], device=args.device)
     if args.track:
         import wandb
@@ -370,7 +370,7 @@ def log(
 
 
 def save_checkpoint(path: Path, args: Args, step: int, parts: dict[str, Any]) -> None:
-    """Replaces the checkpoint when the new one is whole."""
+    """Replaces the checkpoint by a whole one."""
     state = {name: part.state_dict() for name, part in parts.items()}
     if not all(value.isfinite().all() for value in state["agent"].values()):
         raise FloatingPointError(f"reward or loss before step {step} is not finite")
@@ -389,7 +389,7 @@ def load_checkpoint(path: Path, **parts: Any) -> dict[str, Any]:
 
 @torch.no_grad()
 def evaluate(path: Path, args: Args) -> list[float]:
-    """The returns of episodes with the mean of each action."""
+    """The returns of episodes with mean actions."""
     envs = make_envs(args, 1, path.parent / "videos" if args.capture_video else None)
     agent = Agent(envs, args).to(args.device)
     load_checkpoint(path, agent=agent)

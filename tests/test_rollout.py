@@ -254,7 +254,7 @@ def test_actions_are_stored_as_sampled_and_sent_rescaled_to_the_bounds():
     torch.testing.assert_close(rollout.log_probs, by_hand, rtol=1e-5, atol=1e-5)
     low, high = np.array([-0.4, 0.0, -3.0]), np.array([2.0, 1.0, 5.0])
     sent = low + (high - low) * (rollout.actions[:-1].clamp(-1, 1).numpy() + 1) / 2
-    np.testing.assert_allclose(rollout.obs[1:].numpy(), sent, atol=1e-6)
+    np.testing.assert_allclose(rollout.obs[1:].flatten(2).numpy(), sent, atol=1e-6)
 
 
 @pytest.mark.parametrize("action", [-1.0, 1.0, 0.3, 99.0])
@@ -285,9 +285,9 @@ def test_observations_of_any_space_of_numbers_become_a_vector(ppo, name, vectori
         space.seed(n)
         drawn = [FLAT[name](space.sample()) for _ in range(9)]  # 3 + the first of each of 2 new episodes
         expected = [drawn[i] for i in (0, 1, 2, 4, 5, 6)]
-        np.testing.assert_allclose(rollout.obs[:, n], expected, rtol=1e-6)
-        np.testing.assert_allclose(rollout.final_obs[n::2], [drawn[3], drawn[7]], rtol=1e-6)
-        np.testing.assert_allclose(rollout.next_obs[n], drawn[8], rtol=1e-6)
+        np.testing.assert_allclose(rollout.obs[:, n].flatten(1), expected, rtol=1e-6)
+        np.testing.assert_allclose(rollout.final_obs[n::2].flatten(1), [drawn[3], drawn[7]], rtol=1e-6)
+        np.testing.assert_allclose(rollout.next_obs[n].flatten(), drawn[8], rtol=1e-6)
     envs.close()
 
 

@@ -61,14 +61,14 @@ class Args:
     num_envs: PositiveInt = 8  # N
     protocol: Literal["classic", "machado"] = "classic"  # see make_envs
     num_steps: PositiveInt = 128  # T
-    num_minibatches: PositiveInt = 4  # in a batch of N * T
+    num_minibatches: PositiveInt = 4  # in a batch
     update_epochs: PositiveInt = 4  # K
     learning_rate: FinitePositive = 2.5e-4
     anneal_lr: bool = True  # to 0, linearly
     gamma: Fraction = 0.99  # discount
     gae_lambda: Fraction = 0.95  # 0: low variance, 1: low bias
     norm_adv: bool = True  # standardise advantages
-    clip_coef: PositiveFloat = 0.1  # epsilon; inf turns the clip off
+    clip_coef: PositiveFloat = 0.1  # epsilon; inf: no clip
     anneal_clip_coef: bool = False  # to 0, linearly, as in the paper
     clip_vloss: bool = False  # clip values, too
     target_kl: PositiveFloat | None = None  # an update ends above it
@@ -208,7 +208,7 @@ def collect(envs: VectorEnv, agent: Agent, obs: Tensor, args: Args) -> Rollout:
         next_obs, rewards, terminated, truncated, info = envs.step(actions.cpu().numpy())
         outcome = tensor(rewards).float(), tensor(terminated), tensor(truncated)
         steps.append((obs, actions, policy.log_prob(actions), values, *outcome))  # as in Rollout
-        if truncated.any():  # next_obs is the first of the next episode
+        if truncated.any():  # next_obs is of the next episode
             final_obs.append(tensor(np.stack(info["final_obs"][truncated])))
         obs = tensor(next_obs)
     return Rollout(*map(torch.stack, zip(*steps)), final_obs=torch.cat(final_obs), next_obs=obs)
@@ -232,7 +232,7 @@ def make_batch(agent: Agent, rollout: Rollout, args: Args) -> Batch:
     _, values = agent(torch.cat([rollout.next_obs, rollout.final_obs]))
     last_values, final_values = values.tensor_split([len(rollout.next_obs)])
     next_values = torch.cat([rollout.values[1:], last_values[None]])
-    next_values[rollout.truncated] = final_values  # the next step's are of the next episode
+    next_values[rollout.truncated] = final_values  # not the next episode's
     advantages = compute_gae(rollout, next_values, args)
     columns = rollout.actions, rollout.log_probs, rollout.values, advantages, advantages + rollout.values
     inputs = agent.preprocess(rollout.obs.flatten(0, 1))
@@ -312,7 +312,7 @@ def train(args: Args, run_dir: Path) -> Agent:
         least = 2 * args.num_minibatches * world_size
         raise gym.error.Error(f"batch of {batch_size}: not from {least} to {left} steps left")
     seeds = np.random.SeedSequence([args.seed, step]).generate_state(args.num_envs)[rank::world_size] // 2
-    torch.manual_seed(seeds[0])  # a resumed run draws other actions
+    torch.manual_seed(seeds[0])  # new actions if resumed
     obs = torch.as_tensor(envs.reset(seed=seeds.tolist())[0], device=args.device)
     if args.track and rank == 0:
         import wandb
@@ -360,7 +360,7 @@ def log(
 
 
 def save_checkpoint(path: Path, args: Args, step: int, parts: dict[str, Any]) -> None:
-    """Replaces the checkpoint when the new one is whole."""
+    """Replaces the checkpoint by a whole one."""
     state = {name: part.state_dict() for name, part in parts.items()}
     if not all(value.isfinite().all() for value in state["agent"].values()):
         raise FloatingPointError(f"reward or loss before step {step} is not finite")
