@@ -86,7 +86,7 @@ class Args:
 
 
 class QuietEnv(gym.Wrapper):
-    """Drops info, which takes time; copies observations, seeds global generators, if shared."""
+    """Drops info, which is slow to gather, copies observations, seeds global generators."""
 
     def reset(self, *, seed: int | None = None, **kwargs: Any) -> tuple:
         if seed is not None:
