@@ -23,11 +23,10 @@ bootstrapping at time limits (Pardo et al. 2018), the KL limit (Spinning Up), 4 
 fall; openai/baselines' orthogonal weights, standardised advantages, clipped gradients and values.
 """
 
-import math
 import re
 import sys
+import time
 from collections import deque
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -41,6 +40,7 @@ from pydantic import Field, FilePath, NonNegativeFloat, PositiveFloat, PositiveI
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution
+from torch.optim import Adam, Optimizer
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -51,12 +51,12 @@ FinitePositive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 @dataclass(frozen=True, config={"extra": "forbid"})
 class Args:
     env_id: str = "Breakout"  # a game of the Arcade Learning Environment
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 1
     total_timesteps: PositiveInt = 10_000_000  # steps of 4 frames
     num_envs: PositiveInt = 8  # N
     protocol: Literal["classic", "machado"] = "classic"  # see make_envs
     num_steps: PositiveInt = 128  # T
-    num_minibatches: PositiveInt = 4  # in a batch
+    num_minibatches: PositiveInt = 4
     update_epochs: PositiveInt = 4  # K
     learning_rate: FinitePositive = 2.5e-4
     anneal_lr: bool = True  # to 0, linearly
@@ -107,31 +107,41 @@ class GameStatistics(gym.vector.VectorWrapper):
         return obs, rewards, terminated, truncated, info
 
 
+class FireReset(gym.Wrapper):
+    """Presses FIRE, as in training."""
+
+    def reset(self, **kwargs: Any) -> tuple:
+        self.env.reset(**kwargs)
+        obs, *_, info = self.env.step("FIRE" in self.unwrapped.get_action_meanings())
+        return obs, info
+
+
 def make_envs(args: Args, num_envs: int, videos: Path | None = None) -> VectorEnv:
     """Protocol classic, as in openai/baselines: a lost life counts as terminated, but the game goes on.
     machado (Machado et al. 2018): lives play no part, actions are sticky."""
     game = re.sub(r"^.*ALE/|(NoFrameskip|Deterministic)?-v\d$", "", args.env_id)
+    mode = {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}
     kwargs = {"repeat_action_probability": 0.0 if args.protocol == "classic" else 0.25}
-    if videos:  # ALE's own vector environment cannot render; these are the same frames
+    kwargs["max_num_frames_per_episode"] = 108_000
+    if videos:  # ALE's vector environment cannot render; the frames are the same
         wrappers = [
+            FireReset,
             gym.wrappers.AtariPreprocessing,
             lambda env: gym.wrappers.FrameStackObservation(env, 4, padding_type="zero"),
             lambda env: gym.wrappers.RecordVideo(env, videos, lambda n: n < args.eval_episodes),
         ]
-        kwargs |= {"frameskip": 1, "render_mode": "rgb_array", "max_num_frames_per_episode": 108_000}
-        mode = {"autoreset_mode": "SameStep"}
+        kwargs |= {"frameskip": 1, "render_mode": "rgb_array"}
         envs = gym.make_vec(f"ale_py:ALE/{game}-v5", num_envs, "sync", mode, wrappers, **kwargs)
         return gym.wrappers.vector.RecordEpisodeStatistics(envs)
     kwargs |= {"frameskip": 4, "maxpool": True, "stack_num": 4, "noop_max": 30, "use_fire_reset": True}
     kwargs |= {"episodic_life": False, "life_loss_info": args.protocol == "classic"}
-    kwargs |= {"reward_clipping": False, "max_num_frames_per_episode": 108_000}
-    mode = {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}
+    kwargs |= {"reward_clipping": False}
     return GameStatistics(
         gym.make_vec(f"ale_py:ALE/{game}-v5", num_envs, "vector_entry_point", **kwargs, **mode)
     )
 
 
-def layer_init(layer: nn.Linear | nn.Conv2d, gain: float = math.sqrt(2)) -> nn.Linear | nn.Conv2d:
+def layer_init(layer: nn.Linear | nn.Conv2d, gain: float = 2**0.5) -> nn.Linear | nn.Conv2d:
     nn.init.orthogonal_(layer.weight, gain)
     nn.init.zeros_(layer.bias)
     return layer
@@ -184,7 +194,7 @@ class Rollout(NamedTuple):
 class Batch(NamedTuple):
     """The transitions of a rollout, or a minibatch of them."""
 
-    inputs: Tensor  # (B, ...), preprocessed observations
+    inputs: Tensor  # (B, ...), preprocessed
     actions: Tensor  # (B, *A)
     old_log_probs: Tensor  # (B,), log π_old(a|s)
     old_values: Tensor  # (B,), V(s) before the update
@@ -264,9 +274,7 @@ def ppo_loss(policy: Distribution, values: Tensor, batch: Batch, clip_coef: floa
     return loss, {name: metric.detach() for name, metric in metrics.items()}
 
 
-def update(
-    agent: Agent, optimizer: torch.optim.Optimizer, batch: Batch, clip_coef: float, args: Args
-) -> list:
+def update(agent: Agent, optimizer: Optimizer, batch: Batch, clip_coef: float, args: Args) -> list:
     """Takes K epochs of gradient steps on minibatches. Returns their metrics."""
     history = []
     for _ in range(args.update_epochs):
@@ -291,8 +299,8 @@ def train(args: Args, run_dir: Path) -> Agent:
     torch.set_num_threads(args.threads)
     Distribution.set_default_validate_args(False)  # its checks are slow
     envs = make_envs(args, args.num_envs)
-    agent = Agent(envs, args).to(args.device)
-    optimizer = torch.optim.Adam(agent.parameters(), args.learning_rate, eps=1e-5, fused=True)
+    agent = Agent(envs, args).to(args.device).eval()  # no dropout in ratios
+    optimizer = Adam(agent.parameters(), args.learning_rate, eps=1e-5, fused=True)
     parts = {"agent": agent, "optimizer": optimizer}
     step = load_checkpoint(args.resume, **parts)["global_step"] if args.resume else 0
     batch_size, left = args.num_envs * args.num_steps, args.total_timesteps - step
@@ -334,7 +342,7 @@ def log(
     if envs.episode_count:  # of this batch
         metrics["charts/episodic_return"] = np.mean(list(envs.return_queue)[-envs.episode_count :])
         metrics["charts/episodic_length"] = np.mean(list(envs.length_queue)[-envs.episode_count :])
-        metrics["charts/return_100"] = np.mean(envs.return_queue)  # of 100 episodes
+        metrics["charts/return_100"] = np.mean(envs.return_queue)
         bar.set_postfix_str(f"return {np.mean(envs.return_queue):.5g}")
         envs.episode_count = 0
     bar.update(step - bar.n)
@@ -354,20 +362,23 @@ def save_checkpoint(path: Path, args: Args, step: int, parts: dict[str, Any]) ->
 
 def load_checkpoint(path: Path, **parts: Any) -> dict[str, Any]:
     """A checkpoint, with args as Args; restores parts such as agent=agent."""
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    for name, part in parts.items():
-        part.load_state_dict(checkpoint[name])
-    return checkpoint | {"args": Args(**checkpoint["args"])}
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(checkpoint[name])
+        return checkpoint | {"args": Args(**checkpoint["args"])}
+    except Exception as error:
+        raise gym.error.Error(f"{path} does not fit script or environment") from error
 
 
 @torch.no_grad()
 def evaluate(path: Path, args: Args) -> list[float]:
     """The scores of games with sampled actions: the likeliest can be to wait for ever."""
     envs = make_envs(args, 1, path.parent / "videos" if args.capture_video else None)
-    agent = Agent(envs, args).to(args.device)
+    agent = Agent(envs, args).to(args.device).eval()
     load_checkpoint(path, agent=agent)
     torch.manual_seed(args.seed)
-    n, returns, (obs, _) = args.eval_episodes, [], envs.reset(seed=[args.seed % 2**31])
+    n, returns, (obs, _) = args.eval_episodes, [], envs.reset(seed=[args.seed])
     try:
         for _ in tqdm(range(27_000 * n), "evaluation", leave=False):
             policy, _ = agent(torch.as_tensor(obs, device=args.device))
@@ -376,27 +387,26 @@ def evaluate(path: Path, args: Args) -> list[float]:
             if len(returns) == n:
                 break
     finally:  # also after Ctrl-C
-        print(f"evaluation: {len(returns)} of {n} episodes, mean return {np.mean(returns or math.nan):.5g}")
+        print(f"evaluation: {len(returns)} of {n} episodes, mean return {np.mean(returns or np.nan):.5g}")
     envs.close()
     return returns
 
 
 def main() -> None:
     args = tyro.cli(Args)
-    if args.resume or args.evaluate:  # flags that are not given are the checkpoint's
-        args = tyro.cli(Args, default=load_checkpoint(args.resume or args.evaluate)["args"])
-    name = f"{args.env_id}__{Path(__file__).stem}__{args.seed}__{datetime.now()}"
-    path = Path("runs", re.sub(r"[^\w.-]", "_", name), "checkpoint.pt").absolute()
     try:
+        if args.resume or args.evaluate:  # flags not given are the checkpoint's
+            args = tyro.cli(Args, default=load_checkpoint(args.resume or args.evaluate)["args"])
+        name = f"{args.env_id}__{Path(__file__).stem}__{args.seed}__{time.time_ns()}"
+        path = Path("runs", name.replace("/", "_").replace(":", "_"), "checkpoint.pt").absolute()
         if not args.evaluate:
+            print("checkpoint:", path)
             train(args, path.parent)
         evaluate(args.evaluate or path, args)
-    except gym.error.Error as error:
+    except (gym.error.Error, FloatingPointError) as error:
         sys.exit(f"error: {error}")
-    except (FloatingPointError, KeyboardInterrupt) as error:
-        checkpoint = f"--resume {path}" if path.exists() else "no checkpoint yet"
-        print(f"error: {str(error) or 'interrupted'}; {checkpoint}", file=sys.stderr)
-        sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

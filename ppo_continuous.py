@@ -23,12 +23,10 @@ bootstrapping at time limits (Pardo et al. 2018), the KL limit (Spinning Up), mo
 normalisation, orthogonal weights, clipped gradients and values.
 """
 
-import math
 import random
-import re
 import sys
+import time
 from dataclasses import field
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -45,6 +43,7 @@ from pydantic import Field, FilePath, NonNegativeFloat, PositiveFloat, PositiveI
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
+from torch.optim import Adam, Optimizer
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -56,12 +55,12 @@ FinitePositive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class Args:
     env_id: str = "HalfCheetah-v5"  # or "module:MyEnv-v0"
     env_kwargs: dict[str, bool | int | float | str] = field(default_factory=dict)  # name value ...
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 1
     total_timesteps: PositiveInt = 1_000_000  # environment steps
     num_envs: PositiveInt = 16  # N
     vectorization: str = "sync"  # or "async", a process each
     num_steps: PositiveInt = 128  # T
-    num_minibatches: PositiveInt = 8  # in a batch
+    num_minibatches: PositiveInt = 8
     update_epochs: PositiveInt = 10  # K
     learning_rate: FinitePositive = 1e-3
     anneal_lr: bool = True  # to 0, linearly
@@ -97,7 +96,7 @@ class QuietEnv(gym.Wrapper):
 
     def step(self, action: Any) -> tuple:
         obs, reward, terminated, truncated, _ = self.env.step(action)
-        return np.array(obs), reward, terminated, truncated, {}
+        return np.array(obs), np.asarray(reward).item(), terminated, truncated, {}
 
 
 def make_envs(args: Args, num_envs: int, videos: Path | None = None) -> VectorEnv:
@@ -109,8 +108,9 @@ def make_envs(args: Args, num_envs: int, videos: Path | None = None) -> VectorEn
     options = {"autoreset_mode": "SameStep"}
     envs = gym.make_vec(args.env_id, num_envs, args.vectorization, options, wrappers, **kwargs)
     obs, action = envs.single_observation_space, envs.single_action_space
-    if not (isinstance(obs, Box) and action.dtype in (np.float32, np.float64) and action.is_bounded()):
-        raise gym.error.Error(f"needs flat observations, bounded actions of floats, not {obs}, {action}")
+    floats = action.dtype in (np.float32, np.float64) and (np.abs([action.low, action.high]) < 1e6).all()
+    if not (isinstance(obs, Box) and floats):
+        raise gym.error.Error(f"needs flat observations, float actions within 1e6, not {obs}, {action}")
     low, high = envs.action_space.low, envs.action_space.high
     middle, half = (high + low) / 2, (high - low) / 2
     envs = TransformAction(envs, lambda x: np.clip(middle + half * x.reshape(low.shape), low, high))
@@ -165,9 +165,9 @@ class Agent(nn.Module):
     def __init__(self, envs: VectorEnv, args: Args) -> None:
         super().__init__()
         obs_shape, action_shape = envs.single_observation_space.shape, envs.single_action_space.shape
-        obs_size, action_size = math.prod(obs_shape), math.prod(action_shape)
+        obs_size, action_size = int(np.prod(obs_shape)), int(np.prod(action_shape))
         self.actor = mlp(obs_size, action_size, out_gain=0.01)
-        self.log_std = nn.Parameter(torch.full((action_size,), math.log(args.initial_std)))
+        self.log_std = nn.Parameter(torch.full((action_size,), np.log(args.initial_std)))
         self.critic = mlp(obs_size, 1, out_gain=1.0)
         self.obs_stats = RunningMeanStd(obs_shape)
         self.norm_obs = args.norm_obs
@@ -182,7 +182,7 @@ class Agent(nn.Module):
         if self.norm_obs:
             obs = (obs.double() - self.obs_stats.mean) / (self.obs_stats.var + 1e-8).sqrt()
             obs = obs.clamp(-10, 10)
-        return obs.float().flatten(1)
+        return obs.to(torch.get_default_dtype()).reshape(len(obs), -1)
 
     def policy_and_values(self, inputs: Tensor) -> tuple[Distribution, Tensor]:
         policy = Independent(Normal(self.actor(inputs), self.log_std.exp()), 1)
@@ -207,7 +207,7 @@ class Rollout(NamedTuple):
 class Batch(NamedTuple):
     """The transitions of a rollout, or a minibatch of them."""
 
-    inputs: Tensor  # (B, ...), preprocessed observations
+    inputs: Tensor  # (B, ...), preprocessed
     actions: Tensor  # (B, *A)
     old_log_probs: Tensor  # (B,), log π_old(a|s)
     old_values: Tensor  # (B,), V(s) before the update
@@ -287,9 +287,7 @@ def ppo_loss(policy: Distribution, values: Tensor, batch: Batch, clip_coef: floa
     return loss, {name: metric.detach() for name, metric in metrics.items()}
 
 
-def update(
-    agent: Agent, optimizer: torch.optim.Optimizer, batch: Batch, clip_coef: float, args: Args
-) -> list:
+def update(agent: Agent, optimizer: Optimizer, batch: Batch, clip_coef: float, args: Args) -> list:
     """Takes K epochs of gradient steps on minibatches. Returns their metrics."""
     history = []
     for _ in range(args.update_epochs):
@@ -314,8 +312,8 @@ def train(args: Args, run_dir: Path) -> Agent:
     torch.set_num_threads(1)
     Distribution.set_default_validate_args(False)  # its checks are slow
     envs = make_envs(args, args.num_envs)
-    agent = Agent(envs, args).to(args.device)
-    optimizer = torch.optim.Adam(agent.parameters(), args.learning_rate, eps=1e-5, fused=True)
+    agent = Agent(envs, args).to(args.device).eval()  # no dropout in ratios
+    optimizer = Adam(agent.parameters(), args.learning_rate, eps=1e-5, fused=True)
     scaler = RewardScaler(args)
     parts = {"agent": agent, "optimizer": optimizer, "reward_stats": scaler.stats}
     step = load_checkpoint(args.resume, **parts)["global_step"] if args.resume else 0
@@ -361,7 +359,7 @@ def log(
     if envs.episode_count:  # of this batch
         metrics["charts/episodic_return"] = np.mean(list(envs.return_queue)[-envs.episode_count :])
         metrics["charts/episodic_length"] = np.mean(list(envs.length_queue)[-envs.episode_count :])
-        metrics["charts/return_100"] = np.mean(envs.return_queue)  # of 100 episodes
+        metrics["charts/return_100"] = np.mean(envs.return_queue)
         bar.set_postfix_str(f"return {np.mean(envs.return_queue):.5g}")
         envs.episode_count = 0
     bar.update(step - bar.n)
@@ -381,19 +379,22 @@ def save_checkpoint(path: Path, args: Args, step: int, parts: dict[str, Any]) ->
 
 def load_checkpoint(path: Path, **parts: Any) -> dict[str, Any]:
     """A checkpoint, with args as Args; restores parts such as agent=agent."""
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    for name, part in parts.items():
-        part.load_state_dict(checkpoint[name])
-    return checkpoint | {"args": Args(**checkpoint["args"])}
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(checkpoint[name])
+        return checkpoint | {"args": Args(**checkpoint["args"])}
+    except Exception as error:
+        raise gym.error.Error(f"{path} does not fit script or environment") from error
 
 
 @torch.no_grad()
 def evaluate(path: Path, args: Args) -> list[float]:
     """The returns of episodes with mean actions."""
     envs = make_envs(args, 1, path.parent / "videos" if args.capture_video else None)
-    agent = Agent(envs, args).to(args.device)
+    agent = Agent(envs, args).to(args.device).eval()
     load_checkpoint(path, agent=agent)
-    n, returns, (obs, _) = args.eval_episodes, [], envs.reset(seed=args.seed % 2**31)
+    n, returns, (obs, _) = args.eval_episodes, [], envs.reset(seed=args.seed)
     try:
         for _ in tqdm(range(10_000 * n), "evaluation", leave=False):
             policy, _ = agent(torch.as_tensor(obs, device=args.device))
@@ -402,28 +403,27 @@ def evaluate(path: Path, args: Args) -> list[float]:
             if len(returns) == n:
                 break
     finally:  # also after Ctrl-C
-        print(f"evaluation: {len(returns)} of {n} episodes, mean return {np.mean(returns or math.nan):.5g}")
+        print(f"evaluation: {len(returns)} of {n} episodes, mean return {np.mean(returns or np.nan):.5g}")
     envs.close()
     return returns
 
 
 def main() -> None:
-    sys.path.append(str(Path.cwd()))  # for env modules
+    sys.path.append("")  # current folder
     args = tyro.cli(Args)
-    if args.resume or args.evaluate:  # flags that are not given are the checkpoint's
-        args = tyro.cli(Args, default=load_checkpoint(args.resume or args.evaluate)["args"])
-    name = f"{args.env_id}__{Path(__file__).stem}__{args.seed}__{datetime.now()}"
-    path = Path("runs", re.sub(r"[^\w.-]", "_", name), "checkpoint.pt").absolute()
     try:
+        if args.resume or args.evaluate:  # flags not given are the checkpoint's
+            args = tyro.cli(Args, default=load_checkpoint(args.resume or args.evaluate)["args"])
+        name = f"{args.env_id}__{Path(__file__).stem}__{args.seed}__{time.time_ns()}"
+        path = Path("runs", name.replace("/", "_").replace(":", "_"), "checkpoint.pt").absolute()
         if not args.evaluate:
+            print("checkpoint:", path)
             train(args, path.parent)
         evaluate(args.evaluate or path, args)
-    except gym.error.Error as error:
+    except (gym.error.Error, FloatingPointError) as error:
         sys.exit(f"error: {error}")
-    except (FloatingPointError, KeyboardInterrupt) as error:
-        checkpoint = f"--resume {path}" if path.exists() else "no checkpoint yet"
-        print(f"error: {str(error) or 'interrupted'}; {checkpoint}", file=sys.stderr)
-        sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

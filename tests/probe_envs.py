@@ -226,6 +226,10 @@ class BrokenConstructor(Probe):
         raise ValueError("the robot fell off before it stood")
 
 
+class OwnSpace(gym.Space):
+    """As minigrid's MissionSpace: Gymnasium does not know how to flatten it."""
+
+
 gym.register("Truncated-v0", Constant, max_episode_steps=5)
 gym.register("Terminated-v0", Constant, kwargs={"terminates": True})
 for name, where, value in (
@@ -243,9 +247,11 @@ for name, wrong in {
     "Lopsided": {"action_space": spaces.Box(-0.2, 0.1, (1,), np.float32)},
     "FromOne": {"action_space": spaces.Discrete(2, start=1)},
     "Unbounded": {"action_space": spaces.Box(-np.inf, np.inf, (1,), np.float32)},
+    "Huge": {"action_space": spaces.Box(-1e8, 1e8, (1,), np.float32)},
     "Integers": {"action_space": spaces.Box(-5, 5, (1,), np.int64)},
     "MultiDiscrete": {"action_space": spaces.MultiDiscrete([2, 2])},
     "GraphObs": {"observation_space": spaces.Graph(spaces.Box(-1, 1, (1,)), None)},
+    "OwnSpaceObs": {"observation_space": spaces.Dict({"mission": OwnSpace()})},
     "SequenceObs": {"observation_space": spaces.Dict({"path": spaces.Sequence(spaces.Box(-1, 1, (1,)))})},
 }.items():
     gym.register(f"{name}-v0", type(name, (Constant,), wrong))

@@ -6,6 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from ale_py.env import AtariEnv
 from conftest import small, train
 from test_training import scalars
 
@@ -221,6 +222,17 @@ def test_a_film_shows_a_whole_game_and_leaves_the_environments_of_the_training_a
     frames = np.stack([frame for frame in imageio.get_reader(film)])  # noqa: C416
     assert len(frames) > 50 and frames.std(0).max() > 20
     assert envs.metadata["autoreset_mode"] == gym.vector.AutoresetMode.SAME_STEP
+
+
+@pytest.mark.parametrize("game, lit", [("Breakout", True), ("Pong", True), ("Freeway", False)])
+def test_a_filmed_game_starts_as_in_training(monkeypatch, game, lit):
+    """Breakout's ball flies only after FIRE; Freeway has no such button, and nobody presses another."""
+    pressed, step = [], AtariEnv.step
+    monkeypatch.setattr(AtariEnv, "step", lambda self, action: pressed.append(action) or step(self, action))
+    envs = ppo.make_envs(ppo.Args(game), 1, Path("videos"))
+    envs.reset(seed=[1])
+    assert pressed[0] == lit and not any(pressed[1:])
+    envs.close()
 
 
 def test_an_evaluation_plays_whole_games_and_samples():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import small, train, with_all_scripts
 from test_training import learn, modes, weights
+from torch import nn
 
 import ppo_atari
 import ppo_continuous
@@ -114,3 +115,54 @@ def test_a_moved_checkpoint_does_not_end_the_run_that_resumed_it(ppo, monkeypatc
     monkeypatch.setattr(ppo, "collect", lambda *args: path.unlink(missing_ok=True) or collect(*args))
     train(ppo, args, "resumed")
     assert torch.load("resumed/checkpoint.pt", weights_only=True)["global_step"] == 384
+
+
+@pytest.mark.parametrize("wrap", [np.array, np.float32, lambda reward: np.array([reward]), torch.tensor])
+def test_a_reward_is_one_number_however_it_is_wrapped(ppo, monkeypatch, wrap):
+    outcome, expected = probe_envs.Match.outcome, weights(ppo, total_timesteps=128)
+    monkeypatch.setattr(probe_envs.Match, "outcome", lambda self, a: (wrap(outcome(self, a)[0]), True, False))
+    assert torch.allclose(weights(ppo, total_timesteps=128), expected, atol=1e-5)
+
+
+def test_a_reward_of_several_numbers_is_refused(ppo, monkeypatch):
+    monkeypatch.setattr(probe_envs.Match, "outcome", lambda self, a: (np.ones(2), True, False))
+    with pytest.raises(ValueError, match="size 1"):
+        train(ppo, small(ppo))
+
+
+def test_an_observation_of_no_dimensions_is_a_number(ppo, monkeypatch):
+    space = gym.spaces.Box(0, 1, (), np.float32)
+    expected = weights(ppo, total_timesteps=128)
+    monkeypatch.setattr(probe_envs.Match, "observation_space", space)
+    obs = probe_envs.Match.obs
+    monkeypatch.setattr(probe_envs.Match, "obs", lambda self: obs(self)[0])
+    assert torch.equal(weights(ppo, total_timesteps=128), expected)
+
+
+def test_dropout_leaves_ratios_and_evaluations_as_they_are(ppo, monkeypatch, capsys):
+    """Probabilities that two random networks give to one action have no ratio that means anything."""
+    mlp, firsts, update = ppo.mlp, [], ppo.update
+    monkeypatch.setattr(
+        ppo, "mlp", lambda *args, **kwargs: nn.Sequential(nn.Dropout(0.5), mlp(*args, **kwargs))
+    )
+    monkeypatch.setattr(ppo, "update", lambda *args: firsts.append(update(*args)) or firsts[-1])
+    _, path = train(ppo, small(ppo))
+    assert len(firsts) == 4 and all(abs(history[0]["approx_kl"]) < 1e-6 for history in firsts)
+    assert ppo.evaluate(path, small(ppo)) == ppo.evaluate(path, small(ppo))
+
+
+def test_a_default_dtype_that_an_environment_set_is_kept(ppo):
+    torch.set_default_dtype(torch.float64)
+    try:
+        agent, path = train(ppo, small(ppo))
+        assert agent.critic[0].weight.dtype == torch.float64 and len(ppo.evaluate(path, small(ppo))) == 2
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_an_evaluation_is_printed_before_environments_close(ppo, monkeypatch, capsys):
+    _, path = train(ppo, small(ppo))
+    monkeypatch.setattr(probe_envs.Match, "close", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ppo.evaluate(path, small(ppo))
+    assert "evaluation: 2 of 2 episodes" in capsys.readouterr().out

@@ -30,7 +30,7 @@ def test_what_is_shared_is_shared_to_the_byte():
         assert continuous[name] == discrete[name] == atari[name], name
     for name in SHARED_BY_MLPS.split():
         assert continuous[name] == discrete[name], name
-    assert list(continuous) == list(discrete)  # in the same order
+    assert list(continuous) == [name for name in discrete if name != "flatten"]  # in the same order
     algorithms = [
         text[text.index("# ---- The algorithm") : text.index("def train(")]
         for text in map(Path.read_text, PATHS)

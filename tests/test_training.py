@@ -297,7 +297,7 @@ def test_an_evaluation_repeats_plays_whole_episodes_and_leaves_nothing(ppo):
     files = sorted(Path().rglob("*"))
     first = ppo.evaluate(path, args)
     assert first == ppo.evaluate(path, args) and len(first) == 7 == len(set(first))
-    assert first != ppo.evaluate(path, replace(args, seed=2**40))
+    assert first != ppo.evaluate(path, replace(args, seed=2**31 - 1))
     assert sorted(Path().rglob("*")) == files
 
 

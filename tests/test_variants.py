@@ -38,7 +38,8 @@ def seeded():
 
 @pytest.fixture
 def double(monkeypatch):
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # preprocess would go back to float32
+    monkeypatch.setattr(torch, "get_default_dtype", lambda: torch.float64)  # of preprocess
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
 
 
 @pytest.mark.parametrize("variant", DECLARED)
