@@ -228,11 +228,10 @@ def compute_gae(rollout: Rollout, next_values: Tensor, args: Args) -> Tensor:
     """Generalized advantage estimates (T, N). Terminal states are worth 0. Where a time limit or the
     rollout's end cuts an episode off, the next state's value (T, N) stands for the rest."""
     deltas = rollout.rewards + args.gamma * next_values * ~rollout.terminated - rollout.values  # δ_t, eq. 12
-    done = rollout.terminated | rollout.truncated
-    advantages, advantage = torch.zeros_like(deltas), 0.0
-    for t in reversed(range(len(deltas))):
-        advantage = deltas[t] + args.gamma * args.gae_lambda * advantage * ~done[t]  # Â_t, eq. 11
-        advantages[t] = advantage
+    not_done = ~(rollout.terminated | rollout.truncated)
+    advantages = deltas.clone()
+    for t in reversed(range(len(deltas) - 1)):
+        advantages[t] += args.gamma * args.gae_lambda * advantages[t + 1] * not_done[t]  # eq. 11
     return advantages
 
 
