@@ -109,7 +109,7 @@ def test_probabilities_entropy_and_gradients_are_those_of_the_valid_choices(kind
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
 def test_a_mask_that_leaves_nothing_or_does_not_fit_names_environment_and_step(bad, vectorization):
     if vectorization == "sync" or bad == "none":
-        with pytest.raises(gym.error.Error, match="Masked-v0, step 5: no valid action of 8 in mask"):
+        with pytest.raises(gym.error.Error, match="Masked-v0, step 5: no valid action of 8 in"):
             train(ppo, small(bad=bad, vectorization=vectorization))
 
 

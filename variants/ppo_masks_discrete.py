@@ -113,9 +113,7 @@ class MaskedEnv(gym.Wrapper):
             mask[self.choices] = given
             if ended or mask.any(1).all():
                 return np.concatenate([gym.spaces.flatten(self.space, obs), mask.flatten()])
-        raise gym.error.Error(
-            f"{self.spec.id}, step {self.steps}: no valid action of {count} in mask {given}"
-        )
+        raise gym.error.Error(f"{self.spec.id}, step {self.steps}: no valid action of {count} in {given}")
 
     def reset(self, **kwargs: Any) -> tuple:
         self.steps = 0
