@@ -98,9 +98,8 @@ class MaskedEnv(gym.Wrapper):
         if not isinstance(action, Discrete | MultiDiscrete | MultiBinary):
             raise gym.error.Error(f"needs Discrete, MultiDiscrete or MultiBinary actions, not {action}")
         nvec = action.n if isinstance(action, Discrete) else getattr(action, "nvec", np.full(action.shape, 2))
-        nvec = np.ravel(nvec)
-        self.space, self.action_space = space, MultiDiscrete(nvec)
-        self.choices = np.arange(max(nvec)) < np.reshape(nvec, (-1, 1))
+        self.space, self.action_space = space, MultiDiscrete(np.ravel(nvec))
+        self.choices = np.arange(np.max(nvec)) < np.reshape(nvec, (-1, 1))
         self.observation_space = Box(-np.inf, np.inf, (flatdim(space) + self.choices.size,), np.float64)
 
     def observe(self, obs: Any, info: dict, ended: bool = False) -> np.ndarray:
