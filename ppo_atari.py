@@ -403,7 +403,7 @@ def main() -> None:
             train(args, path.parent)
         evaluate(args.evaluate or path, args)
     except (gym.error.Error, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit("error: " + " ".join(str(error).split()))  # in one line
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -101,7 +101,7 @@ class QuietEnv(gym.Wrapper):
         return np.array(self.env.reset(seed=seed, **kwargs)[0]), {}
 
     def step(self, action: Any) -> tuple:
-        obs, reward, terminated, truncated, _ = self.env.step(action)
+        obs, reward, terminated, truncated, _ = self.env.step(int(action))  # some refuse numpy's
         return np.array(obs), np.asarray(reward).item(), terminated, truncated, {}
 
 
@@ -115,7 +115,7 @@ def make_envs(args: Args, num_envs: int, videos: Path | None = None) -> VectorEn
     envs = gym.make_vec(args.env_id, num_envs, args.vectorization, options, wrappers, **kwargs)
     obs, action = envs.single_observation_space, envs.single_action_space
     if not (isinstance(obs, Box) and isinstance(action, Discrete) and action.start == 0):
-        raise gym.error.Error(f"needs flat observations, Discrete actions from 0, not {obs}, {action}")
+        raise gym.error.Error(f"needs Discrete actions from 0, flat observations, not {action}, {obs}")
     return gym.wrappers.vector.RecordEpisodeStatistics(envs)
 
 
@@ -420,7 +420,7 @@ def main() -> None:
             train(args, path.parent)
         evaluate(args.evaluate or path, args)
     except (gym.error.Error, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit("error: " + " ".join(str(error).split()))  # in one line
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -251,6 +251,10 @@ for name, wrong in {
     "Integers": {"action_space": spaces.Box(-5, 5, (1,), np.int64)},
     "MultiDiscrete": {"action_space": spaces.MultiDiscrete([2, 2])},
     "GraphObs": {"observation_space": spaces.Graph(spaces.Box(-1, 1, (1,)), None)},
+    "LongBounds": {
+        "action_space": spaces.MultiDiscrete([2, 2]),
+        "observation_space": spaces.Box(0, np.arange(1.0, 31.0)),
+    },
     "OwnSpaceObs": {"observation_space": spaces.Dict({"mission": OwnSpace()})},
     "SequenceObs": {"observation_space": spaces.Dict({"path": spaces.Sequence(spaces.Box(-1, 1, (1,)))})},
 }.items():

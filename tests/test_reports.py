@@ -13,6 +13,7 @@ from torch import nn
 
 import ppo_atari
 import ppo_continuous
+import ppo_discrete
 
 
 @pytest.mark.parametrize("offset, scale", [(100, 1), (0, 1e-6)])
@@ -122,6 +123,16 @@ def test_a_reward_is_one_number_however_it_is_wrapped(ppo, monkeypatch, wrap):
     outcome, expected = probe_envs.Match.outcome, weights(ppo, total_timesteps=128)
     monkeypatch.setattr(probe_envs.Match, "outcome", lambda self, a: (wrap(outcome(self, a)[0]), True, False))
     assert torch.allclose(weights(ppo, total_timesteps=128), expected, atol=1e-5)
+
+
+def test_a_discrete_action_is_a_plain_integer(monkeypatch):
+    """nasim refuses NumPy's."""
+    seen, step = set(), probe_envs.Match.step
+    monkeypatch.setenv("PROBE_ACTIONS", "Discrete")
+    monkeypatch.setattr(probe_envs.Match, "step", lambda self, a: seen.add(type(a)) or step(self, a))
+    _, path = train(ppo_discrete, small(ppo_discrete))
+    ppo_discrete.evaluate(path, small(ppo_discrete))
+    assert seen == {int}
 
 
 def test_a_reward_of_several_numbers_is_refused(ppo, monkeypatch):

@@ -9,7 +9,7 @@ from conftest import ROOT, SCRIPTS, start
 
 PATHS = [ROOT / f"{name}.py" for name in SCRIPTS]
 SHARED = "Rollout Batch collect compute_gae make_batch ppo_loss update save_checkpoint load_checkpoint"
-SHARED_BY_MLPS = "QuietEnv RunningMeanStd RewardScaler mlp train main"
+SHARED_BY_MLPS = "RunningMeanStd RewardScaler mlp train main"
 
 
 def definitions(path):

@@ -17,8 +17,8 @@ from test_training import scalars
 from torch import nn
 from torch.nn.utils import parameters_to_vector
 
-NAMES = "ppo_penalty_continuous trpo_continuous ppo_torchrun_atari ppo_fast_continuous ppo_masks_discrete"
-penalty, trpo, torchrun, fast, masks = map(import_module, NAMES.split())
+NAMES = "ppo_penalty_continuous trpo_continuous ppo_fast_continuous ppo_masks_discrete ppo_lstm_discrete"
+penalty, trpo, fast, masks, lstm, torchrun = map(import_module, [*NAMES.split(), "ppo_torchrun_atari"])
 
 # A variant's script; what it has of its own, changes and leaves out; lines that it may add.
 TRPO_OWN = "surrogate flat_gradient fisher_vector_product conjugate_gradient policy_step fit_critic"
@@ -26,7 +26,8 @@ FAST_OWN = "Pool numpy_actor PolicyAndValues flatten_parameters compile_gradient
 DECLARED = {
     fast: ("ppo_continuous", FAST_OWN, "Args collect update train save_checkpoint", "", 160),
     penalty: ("ppo_continuous", "adapt_kl_coef", "Args Agent update train", "", 40),
-    masks: ("ppo_discrete", "MaskedEnv", "Args make_envs Agent", "flatten", 60),
+    masks: ("ppo_discrete", "MaskedEnv", "Args QuietEnv make_envs Agent", "flatten", 60),
+    lstm: ("ppo_discrete", "with_memory", "Args Agent collect update train evaluate", "", 90),
     trpo: ("ppo_continuous", TRPO_OWN, "Args update train", "ppo_loss", 120),
     torchrun: ("ppo_atari", "", "update train log main", "", 40),
 }

@@ -194,7 +194,7 @@ def mlp(n_in: int, n_out: int, out_gain: float) -> nn.Sequential:
 
 
 class Agent(nn.Module):
-    """A categorical policy over valid actions and a value function, which share no weights."""
+    """A categorical policy and a value function, which share no weights."""
 
     def __init__(self, envs: VectorEnv, args: Args) -> None:
         super().__init__()
@@ -458,7 +458,7 @@ def main() -> None:
             train(args, path.parent)
         evaluate(args.evaluate or path, args)
     except (gym.error.Error, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit("error: " + " ".join(str(error).split()))  # in one line
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -116,7 +116,7 @@ def make_envs(args: Args, num_envs: int, videos: Path | None = None) -> VectorEn
     obs, action = envs.single_observation_space, envs.single_action_space
     floats = action.dtype in (np.float32, np.float64) and (np.abs([action.low, action.high]) < 1e6).all()
     if not (isinstance(obs, Box) and floats):
-        raise gym.error.Error(f"needs flat observations, float actions within 1e6, not {obs}, {action}")
+        raise gym.error.Error(f"needs float actions within 1e6, flat observations, not {action}, {obs}")
     low, high = envs.action_space.low, envs.action_space.high
     middle, half = (high + low) / 2, (high - low) / 2
     envs = TransformAction(envs, lambda x: np.clip(middle + half * x.reshape(low.shape), low, high))
@@ -445,7 +445,7 @@ def main() -> None:
             train(args, path.parent)
         evaluate(args.evaluate or path, args)
     except (gym.error.Error, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit("error: " + " ".join(str(error).split()))  # in one line
     except KeyboardInterrupt:
         sys.exit(130)
 

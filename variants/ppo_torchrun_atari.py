@@ -425,7 +425,7 @@ def main() -> None:
         if dist.get_rank() == 0:
             evaluate(args.evaluate or path, args)
     except (gym.error.Error, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit("error: " + " ".join(str(error).split()))  # in one line
     except KeyboardInterrupt:
         sys.exit(130)
 
