@@ -10,7 +10,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install -q metaworld==3.1.1 gymnasium==1.4.0 mujoco==3.15.0 numpy==2.4.6
+"$folder/venv/bin/pip" install -q metaworld==3.1.1 gymnasium==1.4.0 mujoco==3.3.0 numpy==2.4.6 packaging==26.4
 cd "$folder"
 cat > finding.py <<'PYTHON'
 import gymnasium as gym
