@@ -18,7 +18,8 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector
 
 NAMES = "ppo_penalty_continuous trpo_continuous ppo_fast_continuous ppo_masks_discrete ppo_lstm_discrete"
-penalty, trpo, fast, masks, lstm, torchrun = map(import_module, [*NAMES.split(), "ppo_torchrun_atari"])
+NAMES += " ppo_pixels_discrete ppo_torchrun_atari"
+penalty, trpo, fast, masks, lstm, pixels, torchrun = map(import_module, NAMES.split())
 
 # A variant's script; what it has of its own, changes and leaves out; lines that it may add.
 TRPO_OWN = "surrogate flat_gradient fisher_vector_product conjugate_gradient policy_step fit_critic"
@@ -28,6 +29,7 @@ DECLARED = {
     penalty: ("ppo_continuous", "adapt_kl_coef", "Args Agent update train", "", 40),
     masks: ("ppo_discrete", "MaskedEnv", "Args QuietEnv make_envs Agent", "flatten", 60),
     lstm: ("ppo_discrete", "with_memory", "Args Agent collect update train evaluate", "", 90),
+    pixels: ("ppo_discrete", "ImageEnv", "Args make_envs Agent train", "flatten mlp", 60),
     trpo: ("ppo_continuous", TRPO_OWN, "Args update train", "ppo_loss", 120),
     torchrun: ("ppo_atari", "", "update train log main", "", 40),
 }

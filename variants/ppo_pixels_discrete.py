@@ -7,8 +7,7 @@
 
     python ppo_pixels_discrete.py --env-id CarRacing-v3 --env-kwargs continuous False
 
-For any environment whose observation is an image (H, W, C) or (C, H, W) of bytes, or a Dict with one; Atari's
-rules are in ppo_atari.py. The network is that of Mnih et al. 2015.
+For images (H, W, C) or (C, H, W) of bytes, or a Dict with one. The network is that of Mnih et al. 2015.
 
 Read it beside Schulman et al. 2017, arXiv:1707.06347 ("eq."); `train` is its Algorithm 1.
 
@@ -62,7 +61,7 @@ class Args:
     frame_stack: PositiveInt = 4  # K, latest images that are seen
     colour: bool = False
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 1
-    total_timesteps: PositiveInt = 500_000  # environment steps
+    total_timesteps: PositiveInt = 200_000  # environment steps
     num_envs: PositiveInt = 16  # N
     vectorization: str = "sync"  # or "async", a process each
     num_steps: PositiveInt = 128  # T
@@ -123,7 +122,7 @@ class QuietEnv(gym.Wrapper):
         return np.array(self.env.reset(seed=seed, **kwargs)[0]), {}
 
     def step(self, action: Any) -> tuple:
-        obs, reward, terminated, truncated, _ = self.env.step(action)
+        obs, reward, terminated, truncated, _ = self.env.step(int(action))  # some refuse numpy's
         return np.array(obs), np.asarray(reward).item(), terminated, truncated, {}
 
 
@@ -182,13 +181,12 @@ class Agent(nn.Module):
     def __init__(self, envs: VectorEnv, args: Args) -> None:
         super().__init__()
         stack, channels, size, _ = envs.single_observation_space.shape
-        side = ((size // 4 - 1) // 2 - 1) - 2
         self.features = nn.Sequential(
             nn.Flatten(1, 2),
             nn.Conv2d(stack * channels, 32, 8, stride=4), nn.ReLU(inplace=True),
             nn.Conv2d(32, 64, 4, stride=2), nn.ReLU(inplace=True),
             nn.Conv2d(64, 64, 3, stride=1), nn.ReLU(inplace=True), nn.Flatten(),
-            nn.Linear(64 * side**2, 512), nn.ReLU(inplace=True),
+            nn.Linear(64 * ((size // 4 - 1) // 2 - 3) ** 2, 512), nn.ReLU(inplace=True),
         )  # fmt: skip
         self.actor, self.critic = nn.Linear(512, int(envs.single_action_space.n)), nn.Linear(512, 1)
         for layer in self.modules():
