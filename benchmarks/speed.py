@@ -49,7 +49,7 @@ app = SubcommandApp()
 # ---- Measurements: each is one process, and prints one line of JSON ----
 def load(script: str, flags: dict[str, Any]) -> tuple[Any, Any]:
     """The script as a module, and its arguments."""
-    sys.path.insert(0, str(ROOT))
+    sys.path[:0] = [str(ROOT), str(ROOT / "variants")]
     ppo = importlib.import_module(script)
     return ppo, ppo.Args(**flags)
 
@@ -66,7 +66,8 @@ def measure_ours(script: str, flags: dict[str, Any], steps: int) -> dict[str, fl
         spent[part] += (time.perf_counter() - start) * (len(starts) > WARM_UP)
         return result
 
-    make_envs, collect = ppo.make_envs, ppo.collect
+    maker = "Pool" if hasattr(ppo, "Pool") else "make_envs"  # the fast variant trains on a Pool
+    make_envs, collect = getattr(ppo, maker), ppo.collect
 
     def make_timed_envs(*args: Any) -> Any:
         envs = make_envs(*args)
@@ -77,7 +78,8 @@ def measure_ours(script: str, flags: dict[str, Any], steps: int) -> dict[str, fl
         starts.append(time.perf_counter())
         return timed("collect", collect, *args)
 
-    ppo.make_envs, ppo.collect = make_timed_envs, timed_collect
+    setattr(ppo, maker, make_timed_envs)
+    ppo.collect = timed_collect
     ppo.train(args, Path("run"))
     starts.append(time.perf_counter())  # the end
     iterations, seconds = len(starts) - 1 - WARM_UP, starts[-1] - starts[WARM_UP]
@@ -195,6 +197,9 @@ def measure_environment(script: str, flags: dict[str, Any], steps: int) -> dict[
     envs.reset(seed=list(range(args.num_envs)))
     envs.action_space.seed(1)
     actions = [envs.action_space.sample() for _ in range(64)]
+    if hasattr(ppo, "Pool"):
+        envs = ppo.Pool(args, list(range(args.num_envs)))
+        envs.pool.reset()
     start = time.perf_counter()
     for step in range(steps // args.num_envs):
         envs.step(actions[step % 64])
@@ -237,6 +242,8 @@ def sides_of(task: str, cores: int, cleanrl: Path | None) -> dict[str, tuple]:
         return sides
     sides["SBX"] = ("sbx", task, flags, steps)
     if script == "ppo_continuous":
+        fast = "ppo_fast_continuous", flags | {"threads": cores}, steps
+        sides["ours, fast"], sides["EnvPool alone"] = ("ours", *fast), ("environment", *fast)
         sides["rl_games, EnvPool"] = ("rl_games", task, flags, steps)
     sides["matrix products alone"] = ("arithmetic", script, flags, steps)
     return sides

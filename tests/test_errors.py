@@ -61,7 +61,9 @@ def test_a_flag_of_a_wrong_type_or_range_costs_a_box(ppo, main, flags):
 @with_all_scripts
 def test_flags_that_do_not_fit_one_another_cost_one_line(ppo, main, flags):
     code, err = main(*flags.split())
-    assert code == 1 and re.fullmatch(r"error: [^\n]+", err) and re.search(MISTAKES[flags], err), err
+    line = err.splitlines()[-1]  # MuJoCo 4 warns of HalfCheetah's file before
+    assert code == 1 and re.fullmatch(r"error: .+", line) and re.search(MISTAKES[flags], line), err
+    assert "Traceback" not in err
     assert not list(Path().iterdir())
 
 
