@@ -37,7 +37,6 @@ import torch
 import tyro
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import VectorEnv
-from gymnasium.wrappers import FlattenObservation, RecordVideo
 from pydantic import Field, FilePath, NonNegativeFloat, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
@@ -86,7 +85,7 @@ class Args:
 def flatten(env: gym.Env) -> gym.Env:
     """Makes a vector of an observation that is not an array."""
     try:
-        return env if type(env.observation_space) is Box else FlattenObservation(env)
+        return env if type(env.observation_space) is Box else gym.wrappers.FlattenObservation(env)
     except NotImplementedError:  # a space that is not Gymnasium's
         raise gym.error.Error(f"no numbers: {env.observation_space}; write a wrapper") from None
 
@@ -98,7 +97,10 @@ class QuietEnv(gym.Wrapper):
         if seed is not None:
             random.seed(seed)
             np.random.seed(seed)
-        return np.array(self.env.reset(seed=seed, **kwargs)[0]), {}
+        obs, info = self.env.reset(seed=seed, **kwargs)
+        if "action_mask" in info:
+            gym.logger.warn("action_mask is ignored, but not by variants/ppo_masks_discrete.py")
+        return np.array(obs), {}
 
     def step(self, action: Any) -> tuple:
         obs, reward, terminated, truncated, _ = self.env.step(int(action))  # some refuse numpy's
@@ -110,7 +112,7 @@ def make_envs(args: Args, num_envs: int, videos: Path | None = None) -> VectorEn
     kwargs = args.env_kwargs | ({"render_mode": "rgb_array"} if videos else {})
     wrappers = [flatten, QuietEnv]
     if videos:
-        wrappers.append(lambda env: RecordVideo(env, videos, lambda n: n < args.eval_episodes))
+        wrappers.append(lambda env: gym.wrappers.RecordVideo(env, videos, lambda n: n < args.eval_episodes))
     options = {"autoreset_mode": "SameStep"}
     envs = gym.make_vec(args.env_id, num_envs, args.vectorization, options, wrappers, **kwargs)
     obs, action = envs.single_observation_space, envs.single_action_space
@@ -166,11 +168,10 @@ class Agent(nn.Module):
 
     def __init__(self, envs: VectorEnv, args: Args) -> None:
         super().__init__()
-        obs_shape = envs.single_observation_space.shape
-        obs_size = int(np.prod(obs_shape))
+        obs_size = int(np.prod(envs.single_observation_space.shape))
         self.actor = mlp(obs_size, int(envs.single_action_space.n), out_gain=0.01)
         self.critic = mlp(obs_size, 1, out_gain=0.01)  # the noise of larger values would end exploration
-        self.obs_stats = RunningMeanStd(obs_shape)
+        self.obs_stats = RunningMeanStd(envs.single_observation_space.shape)
         self.norm_obs = args.norm_obs
 
     def forward(self, obs: Tensor) -> tuple[Distribution, Tensor]:

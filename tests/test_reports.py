@@ -177,3 +177,8 @@ def test_an_evaluation_is_printed_before_environments_close(ppo, monkeypatch, ca
     with pytest.raises(ZeroDivisionError):
         ppo.evaluate(path, small(ppo))
     assert "evaluation: 2 of 2 episodes" in capsys.readouterr().out
+
+
+def test_a_mask_that_is_ignored_is_named_with_what_heeds_it():
+    with pytest.warns(UserWarning, match="ppo_masks_discrete"):
+        ppo_discrete.make_envs(ppo_discrete.Args("Taxi-v4"), 2).reset(seed=1)

@@ -41,7 +41,6 @@ import torch
 import tyro
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import VectorEnv
-from gymnasium.wrappers import FlattenObservation, RecordVideo
 from pydantic import Field, FilePath, NonNegativeFloat, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
@@ -92,7 +91,7 @@ class Args:
 def flatten(env: gym.Env) -> gym.Env:
     """Makes a vector of an observation that is not an array."""
     try:
-        return env if type(env.observation_space) is Box else FlattenObservation(env)
+        return env if type(env.observation_space) is Box else gym.wrappers.FlattenObservation(env)
     except NotImplementedError:  # a space that is not Gymnasium's
         raise gym.error.Error(f"no numbers: {env.observation_space}; write a wrapper") from None
 
@@ -104,7 +103,10 @@ class QuietEnv(gym.Wrapper):
         if seed is not None:
             random.seed(seed)
             np.random.seed(seed)
-        return np.array(self.env.reset(seed=seed, **kwargs)[0]), {}
+        obs, info = self.env.reset(seed=seed, **kwargs)
+        if "action_mask" in info:
+            gym.logger.warn("action_mask is ignored, but not by variants/ppo_masks_discrete.py")
+        return np.array(obs), {}
 
     def step(self, action: Any) -> tuple:
         obs, reward, terminated, truncated, _ = self.env.step(int(action))  # some refuse numpy's
@@ -116,7 +118,7 @@ def make_envs(args: Args, num_envs: int, videos: Path | None = None) -> VectorEn
     kwargs = args.env_kwargs | ({"render_mode": "rgb_array"} if videos else {})
     wrappers = [flatten, QuietEnv]
     if videos:
-        wrappers.append(lambda env: RecordVideo(env, videos, lambda n: n < args.eval_episodes))
+        wrappers.append(lambda env: gym.wrappers.RecordVideo(env, videos, lambda n: n < args.eval_episodes))
     options = {"autoreset_mode": "SameStep"}
     envs = gym.make_vec(args.env_id, num_envs, args.vectorization, options, wrappers, **kwargs)
     obs, action = envs.single_observation_space, envs.single_action_space

@@ -40,7 +40,6 @@ import torch
 import tyro
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, flatdim
 from gymnasium.vector import VectorEnv
-from gymnasium.wrappers import RecordVideo
 from pydantic import Field, FilePath, NonNegativeFloat, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
@@ -133,7 +132,10 @@ class QuietEnv(gym.Wrapper):
         if seed is not None:
             random.seed(seed)
             np.random.seed(seed)
-        return np.array(self.env.reset(seed=seed, **kwargs)[0]), {}
+        obs, info = self.env.reset(seed=seed, **kwargs)
+        if "action_mask" in info:
+            gym.logger.warn("action_mask is ignored, but not by variants/ppo_masks_discrete.py")
+        return np.array(obs), {}
 
     def step(self, action: Any) -> tuple:
         obs, reward, terminated, truncated, _ = self.env.step(action)
@@ -145,7 +147,7 @@ def make_envs(args: Args, num_envs: int, videos: Path | None = None) -> VectorEn
     kwargs = args.env_kwargs | ({"render_mode": "rgb_array"} if videos else {})
     wrappers = [MaskedEnv, QuietEnv]
     if videos:
-        wrappers.append(lambda env: RecordVideo(env, videos, lambda n: n < args.eval_episodes))
+        wrappers.append(lambda env: gym.wrappers.RecordVideo(env, videos, lambda n: n < args.eval_episodes))
     options = {"autoreset_mode": "SameStep"}
     envs = gym.make_vec(args.env_id, num_envs, args.vectorization, options, wrappers, **kwargs)
     return gym.wrappers.vector.RecordEpisodeStatistics(envs)
@@ -198,13 +200,12 @@ class Agent(nn.Module):
 
     def __init__(self, envs: VectorEnv, args: Args) -> None:
         super().__init__()
-        obs_shape = envs.single_observation_space.shape
         nvec = envs.single_action_space.nvec
         self.parts, self.mask_size = len(nvec), int(len(nvec) * nvec.max())
-        obs_size = obs_shape[0] - self.mask_size
+        obs_size = envs.single_observation_space.shape[0] - self.mask_size
         self.actor = mlp(obs_size, self.mask_size, out_gain=0.01)
         self.critic = mlp(obs_size, 1, out_gain=0.01)  # the noise of larger values would end exploration
-        self.obs_stats = RunningMeanStd(obs_shape)
+        self.obs_stats = RunningMeanStd(envs.single_observation_space.shape)
         self.norm_obs = args.norm_obs
 
     def forward(self, obs: Tensor) -> tuple[Distribution, Tensor]:

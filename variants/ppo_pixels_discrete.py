@@ -40,7 +40,6 @@ import torch
 import tyro
 from gymnasium.spaces import Box, Dict, Discrete
 from gymnasium.vector import VectorEnv
-from gymnasium.wrappers import FrameStackObservation, RecordVideo
 from pydantic import Field, FilePath, NonNegativeFloat, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
@@ -119,7 +118,10 @@ class QuietEnv(gym.Wrapper):
         if seed is not None:
             random.seed(seed)
             np.random.seed(seed)
-        return np.array(self.env.reset(seed=seed, **kwargs)[0]), {}
+        obs, info = self.env.reset(seed=seed, **kwargs)
+        if "action_mask" in info:
+            gym.logger.warn("action_mask is ignored, but not by variants/ppo_masks_discrete.py")
+        return np.array(obs), {}
 
     def step(self, action: Any) -> tuple:
         obs, reward, terminated, truncated, _ = self.env.step(int(action))  # some refuse numpy's
@@ -129,10 +131,10 @@ class QuietEnv(gym.Wrapper):
 def make_envs(args: Args, num_envs: int, videos: Path | None = None) -> VectorEnv:
     """Environments with observations (K, C, S, S) of bytes, and actions that are counted from 0."""
     kwargs = args.env_kwargs | ({"render_mode": "rgb_array"} if videos else {})
-    stack = partial(FrameStackObservation, stack_size=args.frame_stack)
+    stack = partial(gym.wrappers.FrameStackObservation, stack_size=args.frame_stack)
     wrappers = [partial(ImageEnv, args=args), stack, QuietEnv]
     if videos:
-        wrappers.append(lambda env: RecordVideo(env, videos, lambda n: n < args.eval_episodes))
+        wrappers.append(lambda env: gym.wrappers.RecordVideo(env, videos, lambda n: n < args.eval_episodes))
     options = {"autoreset_mode": "SameStep"}
     envs = gym.make_vec(args.env_id, num_envs, args.vectorization, options, wrappers, **kwargs)
     obs, action = envs.single_observation_space, envs.single_action_space
