@@ -185,9 +185,7 @@ class Agent(nn.Module):
         self.encoder = mlp(obs_size, args.lstm_size, out_gain=1.0)
         self.lstm = nn.LSTM(args.lstm_size, args.lstm_size)
         self.actor = mlp(args.lstm_size, int(envs.single_action_space.n), out_gain=0.01)
-        self.critic = mlp(
-            args.lstm_size, 1, out_gain=0.01
-        )  # the noise of larger values would end exploration
+        self.critic = mlp(args.lstm_size, 1, out_gain=0.01)  # larger values are noise at first
         self.obs_stats = RunningMeanStd((obs_size + self.memory_size,))
         self.norm_obs = args.norm_obs
 
@@ -209,7 +207,7 @@ class Agent(nn.Module):
     def policy_and_values(self, inputs: Tensor, num_steps: int = 1) -> tuple[Distribution, Tensor]:
         """The rows of inputs (B, I) are sequences of num_steps, which end where an episode begins, too."""
         obs, memory = inputs.tensor_split([-self.memory_size], 1)
-        begins = (memory == 0).all(1)
+        begins = (memory == 0).all(1)  # an episode; no memory of a step is 0
         begins[::num_steps] = True
         first = begins.nonzero().flatten()
         lengths = first.diff(append=first.new_tensor([len(obs)])).tolist()
@@ -445,7 +443,7 @@ def evaluate(path: Path, args: Args) -> list[float]:
 
 
 def main() -> None:
-    sys.path.append("")  # current folder
+    sys.path.append("")  # for your module:MyEnv-v0
     args = tyro.cli(Args)
     try:
         if args.resume or args.evaluate:  # flags not given are the checkpoint's
