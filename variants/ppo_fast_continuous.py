@@ -125,7 +125,8 @@ def make_envs(args: Args, num_envs: int, videos: Path | None = None) -> VectorEn
 
 class Pool:
     """EnvPool's environments for actions in [-1, 1]; in the step that ends an episode the next one begins.
-    Called without a wrapper; counts episodes as RecordEpisodeStatistics does. Raises gym.error.Error without envpool, and for an id that it lacks."""
+    Called without a wrapper; counts episodes as RecordEpisodeStatistics does. Raises gym.error.Error without
+    envpool, and for an id that it lacks."""
 
     def __init__(self, args: Args, seeds: list[int]) -> None:
         try:
@@ -511,7 +512,7 @@ def evaluate(path: Path, args: Args) -> list[float]:
 
 
 def main() -> None:
-    sys.path.append("")  # for your module:MyEnv-v0
+    sys.path.append("")  # for module:MyEnv-v0
     args = tyro.cli(Args)
     try:
         if args.resume or args.evaluate:  # flags not given are the checkpoint's
