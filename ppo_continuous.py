@@ -100,7 +100,7 @@ class QuietEnv(gym.Wrapper):
 
 
 def make_envs(args: Args, num_envs: int, videos: Path | None = None) -> VectorEnv:
-    """Environments for actions in [-1, 1], too coarse for bounds beyond 1e6."""
+    """Environments for actions in [-1, 1] (too coarse for 1e6)."""
     kwargs = args.env_kwargs | ({"render_mode": "rgb_array"} if videos else {})
     wrappers = [lambda env: env if type(env.observation_space) is Box else FlattenObservation(env), QuietEnv]
     if videos:
@@ -408,7 +408,7 @@ def evaluate(path: Path, args: Args) -> list[float]:
 
 
 def main() -> None:
-    sys.path.append("")  # for module:MyEnv-v0
+    sys.path.append("")  # env modules
     args = tyro.cli(Args)
     try:
         if args.resume or args.evaluate:  # flags not given are the checkpoint's

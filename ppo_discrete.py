@@ -409,7 +409,7 @@ def evaluate(path: Path, args: Args) -> list[float]:
 
 
 def main() -> None:
-    sys.path.append("")  # for module:MyEnv-v0
+    sys.path.append("")  # env modules
     args = tyro.cli(Args)
     try:
         if args.resume or args.evaluate:  # flags not given are the checkpoint's
