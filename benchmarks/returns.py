@@ -3,6 +3,7 @@
     python benchmarks/returns.py run --table continuous --seeds 21 22 23 --env-ids Hopper-v5 Ant-v5
     python benchmarks/returns.py table --name continuous
     python benchmarks/returns.py figure --name continuous
+    python benchmarks/returns.py duel --name fast_returns --sides ppo_continuous variants/ppo_fast_continuous
 
 `run` appends each finished run to benchmarks/results/<table>.csv. Runs that are there are skipped, and runs
 that were stopped go on from their checkpoint, so the same command again finishes what is left. The return is
@@ -22,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -33,6 +35,7 @@ from tyro.extras import SubcommandApp
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 FIGURES = ROOT / "benchmarks" / "figures"
+sys.path += [str(ROOT), str(ROOT / "variants")]
 MUJOCO = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5", "Swimmer-v5")
 COLUMNS = ["environment", "script", "setting", "seed", "step", "return", "seconds", "commit", "evaluation",
            "approx_kl"]  # fmt: skip
@@ -229,49 +232,73 @@ def draw(name: str, size: tuple[float, float], shape: tuple[int, int], paint: Ca
 
 
 @app.command
-def figure(name: str) -> None:
-    """Draws the learning curves of a table over published ones, results/published.csv, for light and dark
-    pages, as <name>_light.png and _dark.png.
+def figure(name: str, against: Literal["step", "seconds"] = "step") -> None:
+    """Draws the learning curves of a table, for light and dark pages, as <name>_light.png and _dark.png, a
+    panel each environment. Against steps, published ones (results/published.csv) are dashed.
 
     Args:
         name: of the table.
+        against: the horizontal axis.
     """
     rows, published = read(name), read("published")
-    labels = rows["environment"] + " " + rows["setting"]
-    labels = labels.str.replace("EnvPool/|--compile|--bf16", "", regex=True)
-    panels = list(rows.groupby(labels.str.strip(), sort=False))
-    columns = 2 if len(panels) == 4 else 3
-    shape = (math.ceil(len(panels) / columns), columns)
+    rows["environment"] = rows["environment"].str.replace("EnvPool/", "")
+    panels = list(rows.groupby("environment", sort=False))
+    columns = min(len(panels), 2 if len(panels) == 4 else 3)
+    shape, scale = (math.ceil(len(panels) / columns), columns), 1e6 if against == "step" else 1
 
     def paint(axes: np.ndarray, colors: list[str]) -> None:
-        for ax, (label, runs) in zip(axes.flat, panels):
-            grid, values = curves([run for _, run in runs.groupby(["environment", "seed"])])
-            highest = np.nanmax(values)
-            of_label = published[published["environment"] == label].groupby("source", sort=False)
-            for (source, points), line in zip(of_label, ("--", ":", "-.")):
+        for ax, (env_id, of_env) in zip(axes.flat, panels):
+            of_env_published, highest = published[published["environment"] == env_id], of_env["return"].max()
+            of_sources = of_env_published.groupby("source", sort=False) if against == "step" else ()
+            for (source, points), line in zip(of_sources, ("--", ":", "-.")):
                 style = {"color": colors[1], "linewidth": 1.2, "linestyle": line}
                 if len(points) == 1:  # the return at the end
                     end = points["return"].item()
                     ax.axhline(end, label=f"{source}: {end:g}", **style)
                 else:
                     ax.plot(points["step"] / 1e6, points["return"], label=source, **style)
-                highest = max([highest, *points["return"][points["step"] <= 1.01 * grid[-1]]])
-            ax.plot(grid / 1e6, values.T, color=colors[0], alpha=0.25, linewidth=0.8)
-            ax.plot(grid / 1e6, np.nanmean(values, axis=0), color=colors[0], linewidth=2.2)
-            ylim = min(0, np.nanmin(values)), 1.1 * highest
-            ax.set(title=label, xlim=(0, grid[-1] / 1e6), ylim=ylim)
+                highest = max([highest, *points["return"][points["step"] <= 1.01 * of_env["step"].max()]])
+            sides = list(of_env.groupby(["script", "setting"], sort=False))
+            for (side, runs), color in zip(sides, colors):
+                grid, values = curves([run for _, run in runs.groupby("seed")], against)
+                ax.plot(grid / scale, values.T, color=color, alpha=0.25, linewidth=0.8)
+                label = " ".join(side) if len(sides) > 1 else None
+                ax.plot(grid / scale, np.nanmean(values, axis=0), color=color, linewidth=2.2, label=label)
+            ylim = min(0, of_env["return"].min()), 1.1 * highest
+            ax.set(title=env_id, xlim=(0, of_env[against].max() / scale), ylim=ylim)
             if ax.get_legend_handles_labels()[0]:
                 ax.legend(frameon=False, fontsize=8)
-        axes[0, 0].figure.supxlabel("million environment steps", fontsize=11)
+        label = "million environment steps" if against == "step" else "seconds of training"
+        axes[0, 0].figure.supxlabel(label, fontsize=11)
         axes[0, 0].figure.supylabel("return of the last 100 episodes", fontsize=11)
 
-    draw(name, (10, 2.7 * shape[0]), shape, paint)
+    draw(name, (10, max(2.7 * shape[0], 3.4)), shape, paint)
 
 
-def curves(runs: list[pd.DataFrame], against: str = "step") -> tuple[np.ndarray, np.ndarray]:
+def curves(runs: list[pd.DataFrame], against: str) -> tuple[np.ndarray, np.ndarray]:
     """The returns (R, 200) of R runs on a grid (200,) of steps, or of seconds; NaN after a run's end."""
     grid = np.linspace(max(r[against].iloc[0] for r in runs), max(r[against].iloc[-1] for r in runs), 200)
     return grid, np.array([np.interp(grid, run[against], run["return"], right=np.nan) for run in runs])
+
+
+@app.command
+def duel(name: str, sides: tuple[str, str]) -> None:
+    """Prints how often chance alone would part the means of two scripts as far (permutation test, exact), as
+    Markdown, for each environment of a table.
+
+    Args:
+        name: of the table.
+        sides: scripts, as they stand in the table.
+    """
+    print(f"| environment | {' | '.join(sides)} | means | p |\n|---|---|---|---|---|")
+    for env_id, runs in last_rows(name).groupby("environment", sort=False):
+        values = [runs[runs["script"] == side].sort_values("seed")["return"].to_numpy() for side in sides]
+        test = stats.permutation_test(
+            values, lambda x, y, axis: x.mean(axis) - y.mean(axis), n_resamples=np.inf
+        )
+        each = [" ".join(f"{x:.0f}" for x in of_side) for of_side in values]
+        means = ", ".join(f"{of_side.mean():.0f}" for of_side in values)
+        print(f"| {env_id} | {' | '.join(each)} | {means} | {test.pvalue:.2f} |")
 
 
 if __name__ == "__main__":

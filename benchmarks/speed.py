@@ -1,14 +1,15 @@
 """The speed of the scripts, beside others and the environments alone.
 
     python benchmarks/speed.py compare --cleanrl FOLDER
+    python benchmarks/speed.py growth
     python benchmarks/speed.py race
 
-`compare` measures HalfCheetah, Humanoid, CartPole and Breakout: each side in a process of its own, one at a
-time, in turn, several times over, so that a machine that drifts does so for all. All sides have the same
-environments, steps, minibatches, epochs and networks; none scales observations or rewards, or stops an
-update early. FOLDER has CleanRL's scripts, patched as benchmarks/README.md says; without, they are left out.
-`race` trains ours and stable-baselines3, each at its own defaults, and draws return against seconds.
-Leave the machine alone meanwhile.
+`compare` measures each side in a process of its own, one at a time, in turn, several times over, so that a
+machine that drifts does so for all. All sides have the same environments, steps, minibatches, epochs and
+networks; none scales observations or rewards, or stops an update early. FOLDER has CleanRL's scripts,
+patched as benchmarks/README.md says; without, they are left out. `growth` measures the fast
+variant with more and more environments. `race` trains ours and stable-baselines3 and draws return against
+seconds. Leave the machine alone meanwhile.
 """
 
 import contextlib
@@ -39,6 +40,8 @@ ATARI = {"num_envs": 8, "num_steps": 128, "num_minibatches": 4, "update_epochs":
 TASKS = {  # name: script, flags, steps of a measurement, CleanRL's script
     "HalfCheetah-v5": ("ppo_continuous", EQUAL, 32_000, "ppo_continuous_action.py"),
     "Humanoid-v5": ("ppo_continuous", EQUAL, 16_384, "ppo_continuous_action.py"),
+    "Hopper-v5": ("ppo_continuous", EQUAL, 32_000, "ppo_continuous_action.py"),
+    "Walker2d-v5": ("ppo_continuous", EQUAL, 32_000, "ppo_continuous_action.py"),
     "CartPole-v1": ("ppo_discrete", EQUAL, 40_000, "ppo.py"),
     "Breakout": ("ppo_atari", ATARI, 7_168, "ppo_atari.py"),
 }
@@ -49,7 +52,6 @@ app = SubcommandApp()
 # ---- Measurements: each is one process, and prints one line of JSON ----
 def load(script: str, flags: dict[str, Any]) -> tuple[Any, Any]:
     """The script as a module, and its arguments."""
-    sys.path[:0] = [str(ROOT), str(ROOT / "variants")]
     ppo = importlib.import_module(script)
     return ppo, ppo.Args(**flags)
 
@@ -92,12 +94,11 @@ def measure_ours(script: str, flags: dict[str, Any], steps: int) -> dict[str, fl
 
 
 def measure_sb3(
-    env_id: str, flags: dict[str, Any], steps: int, package: str = "stable_baselines3"
+    script: str, flags: dict[str, Any], steps: int, package: str = "stable_baselines3"
 ) -> dict[str, float]:
-    """Trains the PPO of stable-baselines3, or of sbx, with the flags of ours."""
+    """Trains a PPO of stable-baselines3, sb3-contrib or sbx with the flags of our script."""
+    import sb3
     from stable_baselines3.common.callbacks import BaseCallback
-    from stable_baselines3.common.env_util import make_atari_env, make_vec_env
-    from stable_baselines3.common.vec_env import VecFrameStack
 
     class Starts(BaseCallback):
         def _on_training_start(self) -> None:
@@ -109,24 +110,16 @@ def measure_sb3(
         def _on_step(self) -> bool:
             return True
 
-    PPO = importlib.import_module(package).PPO
-    common = {"n_steps": flags["num_steps"], "n_epochs": flags["update_epochs"], "device": "cpu"}
-    common["batch_size"] = flags["num_envs"] * flags["num_steps"] // flags["num_minibatches"]
-    if env_id == "Breakout":
-        importlib.import_module("ale_py")  # registers the games
-        envs = make_atari_env("ALE/Breakout-v5", n_envs=flags["num_envs"], env_kwargs={"frameskip": 1})
-        model = PPO("CnnPolicy", VecFrameStack(envs, 4), **common)
-    else:
-        nets = {"net_arch": {"pi": [64, 64], "vf": [64, 64]}}
-        model = PPO("MlpPolicy", make_vec_env(env_id, n_envs=flags["num_envs"]), policy_kwargs=nets, **common)
+    _, args = load(script, flags)
+    model = sb3.make_model(script, args, package)
     callback = Starts()
     model.learn(steps, callback=callback)
     (start, first), (end, last) = callback.starts[WARM_UP], callback.starts[-1]
     return {"steps_per_second": (last - first) / (end - start)}
 
 
-def measure_sbx(env_id: str, flags: dict[str, Any], steps: int) -> dict[str, float]:
-    return measure_sb3(env_id, flags, steps, "sbx")
+def measure_sbx(script: str, flags: dict[str, Any], steps: int) -> dict[str, float]:
+    return measure_sb3(script, flags, steps, "sbx")
 
 
 def measure_cleanrl(path: str, flags: dict[str, Any], steps: int) -> dict[str, float]:
@@ -213,12 +206,13 @@ def measure(what: str, name: str, flags: str, steps: int) -> None:
 
 
 def in_a_process(
-    what: str, name: str, flags: dict[str, Any], steps: int, cores: int, cache: str
+    what: str, name: str, flags: dict[str, Any], steps: int, cores: int, cache: str, root: Path = ROOT
 ) -> dict[str, float]:
-    """Starts `measure` in an empty folder on so many cores; cache, of compiled code, is a folder too."""
+    """Starts `measure` of a checkout in an empty folder on so many cores; cache is for compiled code."""
     environ = os.environ | {"OMP_NUM_THREADS": f"{cores}", "TORCHINDUCTOR_CACHE_DIR": cache}
-    command = ["taskset", "--cpu-list", f"0-{cores - 1}", sys.executable, __file__, "measure", "--what", what]
-    command += ["--name", name, f"--flags={json.dumps(flags)}", "--steps", str(steps)]
+    command = ["taskset", "--cpu-list", f"0-{cores - 1}", sys.executable]
+    command += [str(root / "benchmarks/speed.py"), "measure", "--what", what, "--name", name]
+    command += [f"--flags={json.dumps(flags)}", "--steps", str(steps)]
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True)
     if done.returncode:
@@ -226,46 +220,54 @@ def in_a_process(
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def sides_of(task: str, cores: int, cleanrl: Path | None) -> dict[str, tuple]:
-    """What is measured in a task: label and arguments of `measure`."""
+def sides_of(task: str, cores: int, cleanrl: Path | None, before: Path | None) -> dict[str, tuple]:
+    """What is measured in a task: label and arguments of in_a_process."""
     script, flags, steps, peer = TASKS[task]
     flags = flags | {"env_id": task} | ({"threads": cores} if script == "ppo_atari" else {})
-    sides = {SB3: ("sb3", task, flags, steps)}
+    sides = {SB3: ("sb3", script, flags, steps)}
     if cleanrl:
         sides["CleanRL"] = ("cleanrl", str(cleanrl.resolve() / peer), flags, steps)
     sides["ours"] = ("ours", script, flags, steps)
-    sides["environment alone"] = ("environment", script, flags, steps)
-    if script == "ppo_atari":
-        if "bf16" not in Path("/proc/cpuinfo").read_text():  # a tenth of the speed then
-            return sides
-        sides["ours --bf16"] = ("ours", script, flags | {"bf16": True}, steps)
-        return sides
-    sides["SBX"] = ("sbx", task, flags, steps)
     if script == "ppo_continuous":
         fast = "ppo_fast_continuous", flags | {"threads": cores}, steps
-        sides["ours, fast"], sides["EnvPool alone"] = ("ours", *fast), ("environment", *fast)
+        sides["ours, fast"] = ("ours", *fast)
+        if before:
+            engine = {"env_id": f"benchmarks.envpool_envs:EnvPool/{task}", "compile": True}
+            engine |= {"vectorization": "vector_entry_point"}
+            sides["8c6aa01 --compile, EnvPool"] = ("ours", script, flags | engine, steps, before.resolve())
         sides["rl_games, EnvPool"] = ("rl_games", task, flags, steps)
-    sides["matrix products alone"] = ("arithmetic", script, flags, steps)
+        sides["EnvPool alone"] = ("environment", *fast)
+    if script in ("ppo_continuous", "ppo_discrete"):
+        sides["SBX"] = ("sbx", script, flags, steps)
+        sides["matrix products alone"] = ("arithmetic", script, flags, steps)
+    if script == "ppo_atari" and "bf16" in Path("/proc/cpuinfo").read_text():  # else a tenth of the speed
+        sides["ours --bf16"] = ("ours", script, flags | {"bf16": True}, steps)
+    sides["environment alone"] = ("environment", script, flags, steps)
     return sides
 
 
 @app.command
 def compare(
-    tasks: tuple[str, ...] = tuple(TASKS), repetitions: int = 3, cores: int = 1, cleanrl: Path | None = None
+    tasks: tuple[str, ...] = ("HalfCheetah-v5", "Humanoid-v5", "CartPole-v1", "Breakout"),
+    repetitions: int = 5,
+    cores: int = 1,
+    cleanrl: Path | None = None,
+    before: Path | None = None,
 ) -> None:
     """Ours, others, and the environments alone; prints tables.
 
     Args:
-        tasks: of HalfCheetah-v5, Humanoid-v5, CartPole-v1 and Breakout.
+        tasks: names of TASKS.
         repetitions: how often everything is measured, in turn.
         cores: that each side may use.
         cleanrl: folder with CleanRL's patched scripts.
+        before: checkout of 8c6aa01, whose script compiles and runs on EnvPool.
     """
     for task in tasks:
-        rows, sides = [], sides_of(task, cores, cleanrl)
+        rows, sides = [], sides_of(task, cores, cleanrl, before)
         with tempfile.TemporaryDirectory() as cache:  # only the first repetition compiles
-            for repetition, (side, arguments) in itertools.product(range(repetitions), sides.items()):
-                measured = in_a_process(*arguments, cores, f"{cache}/{len(rows) % len(sides)}")
+            for repetition, (side, what) in itertools.product(range(repetitions), sides.items()):
+                measured = in_a_process(*what[:4], cores, f"{cache}/{len(rows) % len(sides)}", *what[4:])
                 rows.append({"task": task, "cores": cores, "side": side, "repetition": repetition} | measured)
                 print(rows[-1], file=sys.stderr)
         path = RESULTS / "speed.csv"
@@ -293,37 +295,56 @@ def print_table(rows: pd.DataFrame) -> None:
 
 
 @app.command
-def race(
-    env_ids: tuple[str, ...] = ("HalfCheetah-v5", "Walker2d-v5"), seeds: tuple[int, ...] = (1, 2, 3)
-) -> None:
-    """Return against seconds: ours and stable-baselines3, each at its own defaults, two at a time with one
-    thread each. What is in results/race.csv is not trained again.
+def growth(task: str = "HalfCheetah-v5", counts: tuple[int, ...] = (4, 16, 64, 256, 1024)) -> None:
+    """Steps/s of the fast variant and of EnvPool alone against environments, of 64 steps each, with a thread
+    and with two, each on a core of its own; prints a table, and draws it.
 
     Args:
-        env_ids: environments.
-        seeds: of all sides.
+        task: environment.
+        counts: of environments.
     """
-    sides = {"ours": "ppo_continuous", SB3: "benchmarks/sb3"}
-    runs = {
-        (env_id, side): [Run("race", script, env_id, seed) for seed in seeds]
-        for side, script in sides.items()
-        for env_id in env_ids
-    }
-    for of_seed in zip(*runs.values()):  # next to each other, so that a machine that drifts does for all
-        returns.train_all(list(of_seed), jobs=2)
-    rows = {k: [returns.rows_of(run) for run in v] for k, v in runs.items()}
+    path, rows = RESULTS / "growth.csv", []
+    with tempfile.TemporaryDirectory() as cache:
+        for num_envs, cores in itertools.product(counts, (1, 2)):
+            flags = EQUAL | {"env_id": task, "num_envs": num_envs, "num_steps": 64, "threads": cores}
+            for side, what in {"training": "ours", "EnvPool alone": "environment"}.items():
+                of_side = what, "ppo_fast_continuous", flags, max(32_768, 384 * num_envs), cores, cache
+                row = {"task": task, "num_envs": num_envs, "cores": cores, "side": side}
+                rows.append(row | in_a_process(*of_side))
+                print(rows[-1], file=sys.stderr)
+    rows = pd.DataFrame(rows).round(4)
+    rows.to_csv(path, index=False)
+    speeds = rows.pivot(index=["side", "cores"], columns="num_envs", values="steps_per_second")
+    print(f"| | threads | {' | '.join(map(str, counts))} |\n|---|---|{'---|' * len(counts)}")
+    for (side, cores), values in speeds.iterrows():
+        print(f"| {side} | {cores} | {' | '.join(f'{value:,.0f}' for value in values)} |")
 
     def paint(axes: np.ndarray, colors: list[str]) -> None:
-        for ax, env_id in zip(axes[0], env_ids):
-            for side, color in zip(sides, colors):
-                seconds, values = returns.curves(rows[env_id, side], against="seconds")
-                ax.plot(seconds, values.T, color=color, alpha=0.3, linewidth=0.8)
-                ax.plot(seconds, values.mean(0), color=color, linewidth=2.2, label=side)
-            ax.set(title=env_id, xlabel="seconds of training")
-        axes[0, 0].set_ylabel("return of the last 100 episodes")
+        for (side, cores), values in speeds.iterrows():
+            style = {"color": colors[side == "training"], "linestyle": "-" if cores == 2 else "--"}
+            axes[0, 0].plot(counts, values, marker="o", label=f"{side}, threads: {cores}", **style)
+        axes[0, 0].set(xscale="log", xticks=counts, xticklabels=counts, xlabel="environments", ylim=0)
+        axes[0, 0].set_ylabel("steps/s")
         axes[0, 0].legend(frameon=False)
 
-    returns.draw("race", (10, 3.4), (1, len(env_ids)), paint)
+    returns.draw("growth", (7, 3.6), (1, 1), paint)
+
+
+@app.command
+def race(env_id: str = "HalfCheetah-v5", seeds: tuple[int, ...] = (1, 2, 3)) -> None:
+    """Return against seconds: ours and stable-baselines3 at its own defaults and rl-zoo's, two at a time with
+    one thread each. What is in results/race.csv is not trained again.
+
+    Args:
+        env_id: environment.
+        seeds: of all sides.
+    """
+    sides = [("variants/ppo_fast_continuous", ""), ("ppo_continuous", "")]
+    sides += [("benchmarks/sb3", ""), ("benchmarks/sb3", "--like zoo")]
+    for seed in seeds:  # next to each other, so that a machine that drifts does for all
+        runs = [Run("race", script, env_id, seed, setting) for script, setting in sides]
+        returns.train_all(runs, jobs=2)
+    returns.figure("race", against="seconds")
 
 
 if __name__ == "__main__":

@@ -11,17 +11,15 @@ step may go), `paper` (Table 1 of the PPO paper) and `claims`. A run whose loss 
 with the return that it had last, or with the random policy's where no episode had ended.
 """
 
-import sys
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Literal
 
 import numpy as np
 import torch
-from returns import ROOT, Run, draw, last_rows, rows_of, train_all
+from returns import Run, draw, last_rows, rows_of, train_all  # finds our scripts, too
 from tyro.extras import SubcommandApp
 
-sys.path.insert(0, str(ROOT))
 import ppo_continuous as ppo
 
 SEEDS = (1, 2, 3)

@@ -30,19 +30,19 @@ MISTAKES = {
 }
 ENVIRONMENTS = {
     ("ppo_continuous", "Pendulumm-v1"): r"Did you mean: `Pendulum`",
-    ("ppo_continuous", "CartPole-v1"): r"float actions within 1e6.*not Discrete\(2\)",
-    ("ppo_discrete", "Pendulum-v1"): r"Discrete actions from 0.*not Box",
-    ("ppo_continuous", "probe_envs:Unbounded-v0"): r"actions within 1e6.*not Box\(-inf",
-    (
-        "ppo_continuous",
-        "probe_envs:Huge-v0",
-    ): r"actions within 1e6.*not Box\(-1e\+08|actions within 1e6.*100000000",
+    ("ppo_continuous", "CartPole-v1"): r"float actions < 1e6 \(or ppo_discrete.py\), not Discrete\(2\)",
+    ("ppo_discrete", "Pendulum-v1"): r"Discrete actions from 0 \(or ppo_continuous.py.*not Box",
+    ("ppo_continuous", "probe_envs:Unbounded-v0"): r"actions < 1e6.*not Box\(-inf",
+    ("ppo_continuous", "probe_envs:Huge-v0"): r"actions < 1e6.*not Box\((-1e\+08|-100000000)",
     ("ppo_continuous", "probe_envs:Integers-v0"): r"float actions.*int64",
     ("ppo_discrete", "probe_envs:FromOne-v0"): r"Discrete actions from 0.*start=1",
-    ("ppo_discrete", "probe_envs:MultiDiscrete-v0"): r"Discrete actions from 0.*MultiDiscrete",
+    (
+        "ppo_discrete",
+        "probe_envs:MultiDiscrete-v0",
+    ): r"from 0 \(or.* variants/ppo_masks_discrete.py.*MultiDiscrete",
     ("ppo_discrete", "probe_envs:LongBounds-v0"): r"not MultiDiscrete\(\[2 2\]\), Box",
-    ("ppo_discrete", "probe_envs:GraphObs-v0"): r"flat observations.*Graph",
-    ("ppo_discrete", "probe_envs:SequenceObs-v0"): r"flat observations.*Sequence",
+    ("ppo_discrete", "probe_envs:GraphObs-v0"): r"needs vectors.*Graph",
+    ("ppo_discrete", "probe_envs:SequenceObs-v0"): r"needs vectors.*Sequence",
     ("ppo_discrete", "probe_envs:OwnSpaceObs-v0"): r"no numbers: Dict\(.*Own.*write a wrapper",
     ("ppo_atari", "CartPole-v1"): r"CartPole",
 }

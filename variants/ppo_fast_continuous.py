@@ -106,7 +106,7 @@ class QuietEnv(gym.Wrapper):
 
 
 def make_envs(args: Args, num_envs: int, videos: Path | None = None) -> VectorEnv:
-    """Environments for actions in [-1, 1] (too coarse for 1e6)."""
+    """Environments for actions in [-1, 1] (coarse at 1e6)."""
     kwargs = args.env_kwargs | ({"render_mode": "rgb_array"} if videos else {})
     wrappers = [lambda env: env if type(env.observation_space) is Box else FlattenObservation(env), QuietEnv]
     if videos:
@@ -116,7 +116,7 @@ def make_envs(args: Args, num_envs: int, videos: Path | None = None) -> VectorEn
     obs, action = envs.single_observation_space, envs.single_action_space
     floats = action.dtype in (np.float32, np.float64) and (np.abs([action.low, action.high]) < 1e6).all()
     if not (isinstance(obs, Box) and floats):
-        raise gym.error.Error(f"needs float actions within 1e6, flat observations, not {action}, {obs}")
+        raise gym.error.Error(f"needs vectors, float actions < 1e6 (or ppo_discrete.py), not {action}, {obs}")
     low, high = envs.action_space.low, envs.action_space.high
     middle, half = (high + low) / 2, (high - low) / 2
     envs = TransformAction(envs, lambda x: np.clip(middle + half * x.reshape(low.shape), low, high))

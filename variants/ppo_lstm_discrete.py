@@ -89,7 +89,6 @@ class Args:
 
 
 def flatten(env: gym.Env) -> gym.Env:
-    """Makes a vector of an observation that is not an array."""
     try:
         return env if type(env.observation_space) is Box else gym.wrappers.FlattenObservation(env)
     except NotImplementedError:  # a space that is not Gymnasium's
@@ -123,7 +122,8 @@ def make_envs(args: Args, num_envs: int, videos: Path | None = None) -> VectorEn
     envs = gym.make_vec(args.env_id, num_envs, args.vectorization, options, wrappers, **kwargs)
     obs, action = envs.single_observation_space, envs.single_action_space
     if not (isinstance(obs, Box) and isinstance(action, Discrete) and action.start == 0):
-        raise gym.error.Error(f"needs Discrete actions from 0, flat observations, not {action}, {obs}")
+        others = "ppo_continuous.py, variants/ppo_masks_discrete.py"
+        raise gym.error.Error(f"needs vectors, Discrete actions from 0 (or {others}), not {action}, {obs}")
     return gym.wrappers.vector.RecordEpisodeStatistics(envs)
 
 

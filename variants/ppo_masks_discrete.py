@@ -95,7 +95,7 @@ class MaskedEnv(gym.Wrapper):
         if isinstance(space, Dict):
             space = Dict({key: part for key, part in space.items() if key != "action_mask"})
         if not isinstance(action, Discrete | MultiDiscrete | MultiBinary):
-            raise gym.error.Error(f"needs Discrete, MultiDiscrete or MultiBinary actions, not {action}")
+            raise gym.error.Error(f"no choices to mask in {action}: ppo_continuous.py takes a Box")
         nvec = action.n if isinstance(action, Discrete) else getattr(action, "nvec", np.full(action.shape, 2))
         self.space, self.action_space = space, MultiDiscrete(np.ravel(nvec))
         self.choices = np.arange(np.max(nvec)) < np.reshape(nvec, (-1, 1))

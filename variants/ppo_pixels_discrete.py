@@ -96,7 +96,7 @@ class ImageEnv(gym.ObservationWrapper):
         spaces = space.spaces if isinstance(space, Dict) else {None: space}
         images = [key for key, part in spaces.items() if part.dtype == np.uint8 and len(part.shape) == 3]
         if len(images) != 1:
-            raise gym.error.Error(f"needs one image of bytes (H, W, C) or (C, H, W), not {space}")
+            raise gym.error.Error(f"no image of bytes (H, W, C) or (C, H, W) in {space}: use ppo_discrete.py")
         self.key, (first, *_, last) = images[0], spaces[images[0]].shape
         self.channels_first = first in (1, 3) and last not in (1, 3)
         self.observation_space = Box(0, 255, (3 if args.colour else 1, self.size, self.size), np.uint8)
