@@ -12,7 +12,6 @@ import importlib
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 import returns  # noqa: F401 - finds our scripts
 import torch
 import tyro
@@ -81,13 +80,6 @@ def main() -> None:
             envs, settings = VecNormalize(envs, gamma=ZOO["gamma"]), ZOO
         model = PPO("MlpPolicy", envs, seed=args.seed, device="cpu", tensorboard_log="runs", **settings)
     model.learn(args.total_timesteps)
-    envs = model.get_env()
-    if isinstance(envs, VecNormalize):
-        envs.training = envs.norm_reward = False
-    module = "sb3_contrib.common.maskable" if "masks" in known.like else "stable_baselines3.common"
-    evaluate_policy = importlib.import_module(f"{module}.evaluation").evaluate_policy
-    of_episodes, _ = evaluate_policy(model, envs, return_episode_rewards=True)
-    print(f"evaluation: {len(of_episodes)} episodes, return {np.mean(of_episodes):.5g}")
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ WARM_UP = 3  # iterations that do not count, over all that is compiled, allocate
 EQUAL = {"num_envs": 8, "num_steps": 256, "num_minibatches": 8, "update_epochs": 10, "target_kl": None}
 EQUAL |= {"norm_obs": False, "norm_reward": False}
 ATARI = {"num_envs": 8, "num_steps": 128, "num_minibatches": 4, "update_epochs": 4, "device": "cpu"}
+PIXELS = ATARI | {"env_kwargs": {"continuous": False}, "norm_reward": False}
 TASKS = {  # name: script, flags, steps of a measurement, CleanRL's script
     "HalfCheetah-v5": ("ppo_continuous", EQUAL, 32_000, "ppo_continuous_action.py"),
     "Humanoid-v5": ("ppo_continuous", EQUAL, 16_384, "ppo_continuous_action.py"),
@@ -44,6 +45,9 @@ TASKS = {  # name: script, flags, steps of a measurement, CleanRL's script
     "Walker2d-v5": ("ppo_continuous", EQUAL, 32_000, "ppo_continuous_action.py"),
     "CartPole-v1": ("ppo_discrete", EQUAL, 40_000, "ppo.py"),
     "Breakout": ("ppo_atari", ATARI, 7_168, "ppo_atari.py"),
+    "popgym:popgym-RepeatPreviousEasy-v0": ("ppo_lstm_discrete", EQUAL, 40_000, ""),
+    "Taxi-v4": ("ppo_masks_discrete", EQUAL, 40_000, ""),
+    "CarRacing-v3": ("ppo_pixels_discrete", PIXELS, 7_168, ""),
 }
 SB3 = "stable-baselines3"
 app = SubcommandApp()
@@ -98,23 +102,17 @@ def measure_sb3(
 ) -> dict[str, float]:
     """Trains a PPO of stable-baselines3, sb3-contrib or sbx with the flags of our script."""
     import sb3
-    from stable_baselines3.common.callbacks import BaseCallback
 
-    class Starts(BaseCallback):
-        def _on_training_start(self) -> None:
-            self.starts = []
+    model = sb3.make_model(script, load(script, flags)[1], package)
+    collect, starts = model.collect_rollouts, []
 
-        def _on_rollout_start(self) -> None:
-            self.starts.append((time.perf_counter(), self.num_timesteps))
+    def timed(*args: Any, **kwargs: Any) -> bool:
+        starts.append((time.perf_counter(), model.num_timesteps))
+        return collect(*args, **kwargs)
 
-        def _on_step(self) -> bool:
-            return True
-
-    _, args = load(script, flags)
-    model = sb3.make_model(script, args, package)
-    callback = Starts()
-    model.learn(steps, callback=callback)
-    (start, first), (end, last) = callback.starts[WARM_UP], callback.starts[-1]
+    model.collect_rollouts = timed
+    model.learn(steps)
+    (start, first), (end, last) = starts[WARM_UP], starts[-1]
     return {"steps_per_second": (last - first) / (end - start)}
 
 
@@ -151,10 +149,8 @@ def measure_rl_games(env_id: str, flags: dict[str, Any], steps: int) -> dict[str
         "mini_epochs": flags["update_epochs"],
         "max_epochs": steps // batch_size,
         "lr_schedule": "linear",
-        "normalize_input": False,
-        "normalize_value": False,
-        "device": "cpu",
-        "device_name": "cpu",
+        **dict.fromkeys(("normalize_input", "normalize_value"), False),
+        **dict.fromkeys(("device", "device_name"), "cpu"),
         "env_config": {"env_name": env_id, "num_threads": int(os.environ["OMP_NUM_THREADS"])},
     }
     runner = Runner()
@@ -225,7 +221,7 @@ def sides_of(task: str, cores: int, cleanrl: Path | None, before: Path | None) -
     script, flags, steps, peer = TASKS[task]
     flags = flags | {"env_id": task} | ({"threads": cores} if script == "ppo_atari" else {})
     sides = {SB3: ("sb3", script, flags, steps)}
-    if cleanrl:
+    if cleanrl and peer:
         sides["CleanRL"] = ("cleanrl", str(cleanrl.resolve() / peer), flags, steps)
     sides["ours"] = ("ours", script, flags, steps)
     if script == "ppo_continuous":
@@ -297,12 +293,7 @@ def print_table(rows: pd.DataFrame) -> None:
 @app.command
 def growth(task: str = "HalfCheetah-v5", counts: tuple[int, ...] = (4, 16, 64, 256, 1024)) -> None:
     """Steps/s of the fast variant and of EnvPool alone against environments, of 64 steps each, with a thread
-    and with two, each on a core of its own; prints a table, and draws it.
-
-    Args:
-        task: environment.
-        counts: of environments.
-    """
+    and with two, each on a core of its own; prints a table, and draws it."""
     path, rows = RESULTS / "growth.csv", []
     with tempfile.TemporaryDirectory() as cache:
         for num_envs, cores in itertools.product(counts, (1, 2)):
@@ -333,12 +324,7 @@ def growth(task: str = "HalfCheetah-v5", counts: tuple[int, ...] = (4, 16, 64, 2
 @app.command
 def race(env_id: str = "HalfCheetah-v5", seeds: tuple[int, ...] = (1, 2, 3)) -> None:
     """Return against seconds: ours and stable-baselines3 at its own defaults and rl-zoo's, two at a time with
-    one thread each. What is in results/race.csv is not trained again.
-
-    Args:
-        env_id: environment.
-        seeds: of all sides.
-    """
+    one thread each. What is in results/race.csv is not trained again."""
     sides = [("variants/ppo_fast_continuous", ""), ("ppo_continuous", "")]
     sides += [("benchmarks/sb3", ""), ("benchmarks/sb3", "--like zoo")]
     for seed in seeds:  # next to each other, so that a machine that drifts does for all

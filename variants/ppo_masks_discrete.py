@@ -97,28 +97,28 @@ class MaskedEnv(gym.Wrapper):
         if not isinstance(action, Discrete | MultiDiscrete | MultiBinary):
             raise gym.error.Error(f"no choices to mask in {action}: ppo_continuous.py takes a Box")
         nvec = action.n if isinstance(action, Discrete) else getattr(action, "nvec", np.full(action.shape, 2))
-        self.space, self.action_space = space, MultiDiscrete(np.ravel(nvec))
+        self.space, self.action_space, self.count = space, MultiDiscrete(np.ravel(nvec)), np.sum(nvec)
         self.choices = np.arange(np.max(nvec)) < np.reshape(nvec, (-1, 1))
         self.observation_space = Box(-np.inf, np.inf, (flatdim(space) + self.choices.size,), np.float64)
 
     def observe(self, obs: Any, info: dict, ended: bool = False) -> np.ndarray:
-        given, count = info.get("action_mask", self.choices[self.choices]), self.choices.sum()
+        given, mask = info.get("action_mask", self.choices[self.choices]), self.choices.astype(float)
         if isinstance(obs, dict):
             given = obs.get("action_mask", given)
             obs = {key: part for key, part in obs.items() if key != "action_mask"}
-        given, mask = np.hstack([np.ravel(part) for part in given]), self.choices.astype(float)
-        if len(given) == count:
+        given = np.ravel(given) if isinstance(given, np.ndarray) else np.hstack([*map(np.ravel, given)])
+        if len(given) == self.count:
             mask[self.choices] = given
             if ended or mask.any(1).all():
                 return np.concatenate([gym.spaces.flatten(self.space, obs), mask.flatten()])
-        raise gym.error.Error(f"{self.spec.id}, step {self.steps}: no valid action of {count} in {given}")
+        raise gym.error.Error(f"{self.spec.id}, step {self.t}: no valid action of {self.count} in {given}")
 
     def reset(self, **kwargs: Any) -> tuple:
-        self.steps = 0
+        self.t = 0
         return self.observe(*self.env.reset(**kwargs)), {}
 
     def step(self, action: np.ndarray) -> tuple:
-        self.steps += 1
+        self.t += 1
         space = self.env.action_space
         action = np.reshape(action, space.shape).astype(space.dtype) + getattr(space, "start", 0)
         obs, reward, terminated, truncated, info = self.env.step(action)
@@ -225,7 +225,8 @@ class Agent(nn.Module):
     def policy_and_values(self, inputs: Tensor) -> tuple[Distribution, Tensor]:
         obs, mask = inputs.tensor_split([-self.mask_size], 1)
         logits = self.actor(obs).masked_fill(mask == 0, -torch.inf).unflatten(1, (self.parts, -1))
-        return Independent(Categorical(logits=logits), 1), self.critic(obs).squeeze(-1)
+        policy = Independent(Categorical(logits=logits, validate_args=False), 1, validate_args=False)
+        return policy, self.critic(obs).squeeze(-1)
 
 
 # ---- The algorithm ----
