@@ -225,8 +225,7 @@ class Agent(nn.Module):
     def policy_and_values(self, inputs: Tensor) -> tuple[Distribution, Tensor]:
         obs, mask = inputs.tensor_split([-self.mask_size], 1)
         logits = self.actor(obs).masked_fill(mask == 0, -torch.inf).unflatten(1, (self.parts, -1))
-        policy = Independent(Categorical(logits=logits, validate_args=False), 1, validate_args=False)
-        return policy, self.critic(obs).squeeze(-1)
+        return Independent(Categorical(logits=logits), 1), self.critic(obs).squeeze(-1)
 
 
 # ---- The algorithm ----

@@ -7,8 +7,6 @@
 
     python ppo_pixels_discrete.py --env-id CarRacing-v3 --env-kwargs continuous False
 
-For images (H, W, C) or (C, H, W) of bytes, or a Dict with one. The network is that of Mnih et al. 2015.
-
 Read it beside Schulman et al. 2017, arXiv:1707.06347 ("eq."); `train` is its Algorithm 1.
 
 A batch is collected with one policy, π_old, and used for many gradient steps on another, π_θ. Importance
@@ -88,7 +86,7 @@ class Args:
 
 
 class ImageEnv(gym.ObservationWrapper):
-    """Observations (C, S, S) of bytes: the environment's image, resized, grey or in colours."""
+    """Observations (C, S, S): an image (H, W, C) or (C, H, W) of bytes, or a Dict's, resized, grey or not."""
 
     def __init__(self, env: gym.Env, args: Args) -> None:
         super().__init__(env)
@@ -98,13 +96,12 @@ class ImageEnv(gym.ObservationWrapper):
         if len(images) != 1:
             raise gym.error.Error(f"no image of bytes (H, W, C) or (C, H, W) in {space}: use ppo_discrete.py")
         self.key, (first, *_, last) = images[0], spaces[images[0]].shape
-        self.channels_first = first in (1, 3) and last not in (1, 3)
+        self.channel_axis = 0 if first in (1, 3) and last not in (1, 3) else 2
         self.observation_space = Box(0, 255, (3 if args.colour else 1, self.size, self.size), np.uint8)
 
     def observation(self, observation: Any) -> np.ndarray:
         image = observation if self.key is None else observation[self.key]
-        if self.channels_first:
-            image = image.transpose(1, 2, 0)
+        image = np.moveaxis(image, self.channel_axis, 2)
         if image.shape[2] == 3 and not self.colour:
             image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         image = cv2.resize(image, (self.size, self.size), interpolation=cv2.INTER_AREA)
@@ -131,8 +128,7 @@ class QuietEnv(gym.Wrapper):
 def make_envs(args: Args, num_envs: int, videos: Path | None = None) -> VectorEnv:
     """Environments with observations (K, C, S, S) of bytes, and actions that are counted from 0."""
     kwargs = args.env_kwargs | ({"render_mode": "rgb_array"} if videos else {})
-    stack = partial(gym.wrappers.FrameStackObservation, stack_size=args.frame_stack)
-    wrappers = [partial(ImageEnv, args=args), stack, QuietEnv]
+    wrappers = [lambda e: gym.wrappers.FrameStackObservation(ImageEnv(e, args), args.frame_stack), QuietEnv]
     if videos:
         wrappers.append(lambda env: gym.wrappers.RecordVideo(env, videos, lambda n: n < args.eval_episodes))
     options = {"autoreset_mode": "SameStep"}
@@ -178,7 +174,7 @@ class RewardScaler:
 
 
 class Agent(nn.Module):
-    """A categorical policy and a value function, which share a convolutional network."""
+    """A categorical policy and a value function, which share the CNN of Mnih et al. 2015."""
 
     def __init__(self, envs: VectorEnv, args: Args) -> None:
         super().__init__()
@@ -238,17 +234,18 @@ class Batch(NamedTuple):
 def collect(envs: VectorEnv, agent: Agent, obs: Tensor, args: Args) -> Rollout:
     """Takes T steps from the observations obs (N, *O)."""
     tensor = partial(torch.as_tensor, device=args.device)
-    steps, final_obs = [], [obs[:0]]
+    steps, final_obs, frames = [], [obs[:0]], obs.new_empty(args.num_steps, *obs.shape)
     for _ in range(args.num_steps):
+        frames[len(steps)] = obs  # not stacked later, which would hold them twice
         policy, values = agent(obs)
         actions = policy.sample()
         next_obs, rewards, terminated, truncated, info = envs.step(actions.cpu().numpy())
         outcome = tensor(rewards).float(), tensor(terminated), tensor(truncated)
-        steps.append((obs, actions, policy.log_prob(actions), values, *outcome))  # as in Rollout
+        steps.append((actions, policy.log_prob(actions), values, *outcome))  # as in Rollout
         if truncated.any():  # next_obs is of the next episode
             final_obs.append(tensor(np.stack(info["final_obs"][truncated])))
         obs = tensor(next_obs)
-    return Rollout(*map(torch.stack, zip(*steps)), final_obs=torch.cat(final_obs), next_obs=obs)
+    return Rollout(frames, *map(torch.stack, zip(*steps)), final_obs=torch.cat(final_obs), next_obs=obs)
 
 
 def compute_gae(rollout: Rollout, next_values: Tensor, args: Args) -> Tensor:
@@ -360,6 +357,7 @@ def train(args: Args, run_dir: Path) -> Agent:
         obs, step = rollout.next_obs, step + batch_size
         writer.add_scalar("charts/learning_rate", lr, step)
         log(writer, bar, step, envs, agent, batch, history)
+        del rollout, batch  # its frames, before there are new ones
         save_checkpoint(run_dir / "checkpoint.pt", args, step, parts)
     envs.close()
     return agent
