@@ -1,11 +1,14 @@
 """What several tests share: the scripts, small runs of them, and processes that end with their test."""
 
+import copy
 import importlib
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -67,19 +70,46 @@ def no_process_outlives_its_test():
 
 @pytest.fixture
 def main(ppo, monkeypatch, capsys):
-    """What the command line answers to a mistake: (exit status, stderr)."""
+    """What the command line answers: the exit status, and stdout, or after a mistake stderr."""
 
     def call(*flags):
+        capsys.readouterr()
         monkeypatch.setattr("sys.argv", [ppo.__file__, *map(str, flags)])
-        with pytest.raises(SystemExit) as stop:
+        try:
             ppo.main()
-        err, code = capsys.readouterr().err, stop.value.code
-        return (1, err + code) if isinstance(code, str) else (code, err)  # as Python's exit does
+        except SystemExit as stop:
+            err, code = capsys.readouterr().err, stop.code
+            return (1, err + code) if isinstance(code, str) else (code, err)  # as Python's exit does
+        return 0, capsys.readouterr().out
 
     return call
+
+
+@pytest.fixture
+def record(monkeypatch):
+    """record(owner, name): a list of the function's calls from now on, with their args, kwargs, result."""
+
+    def patch(owner, name, copied=False):
+        calls, function = [], getattr(owner, name)
+
+        def recorded(*args, **kwargs):
+            kept = copy.deepcopy(args) if copied else args  # as they were before the call
+            calls.append(SimpleNamespace(args=kept, kwargs=kwargs, result=function(*args, **kwargs)))
+            return calls[-1].result
+
+        monkeypatch.setattr(owner, name, recorded)
+        return calls
+
+    return patch
 
 
 def checkpoint():
     """The path of the only run's checkpoint."""
     (path,) = Path("runs").glob("*/checkpoint.pt")
     return path
+
+
+def film(path):
+    """The frames (T, H, W, 3) of a film."""
+    imageio = pytest.importorskip("imageio")
+    return np.stack([*iter(imageio.get_reader(path))])  # a reader's own length is infinite

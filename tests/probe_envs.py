@@ -19,12 +19,9 @@ class Probe(gym.Env):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
 
     def __init__(self, render_mode: str | None = None, **options):
-        self.render_mode = render_mode
-        self.options = options
-        self.episode = -1
-        self.discrete = (
-            self.action_space is Probe.action_space and os.environ.get("PROBE_ACTIONS") == "Discrete"
-        )
+        self.render_mode, self.options, self.episode = render_mode, options, -1
+        asked = os.environ.get("PROBE_ACTIONS") == "Discrete"
+        self.discrete = asked and self.action_space is Probe.action_space
         if self.discrete:
             self.action_space = gym.spaces.Discrete(2)
 
@@ -159,9 +156,8 @@ class Sampled(Probe):
 class Echo(Probe):
     """Lopsided bounds, matrix-shaped actions; observes the action that came in. Never ends."""
 
-    action_space = gym.spaces.Box(
-        np.array([[-0.4, 0.0, -3.0]]), np.array([[2.0, 1.0, 5.0]]), (1, 3), np.float64
-    )
+    low, high = np.array([[-0.4, 0.0, -3.0]]), np.array([[2.0, 1.0, 5.0]])
+    action_space = gym.spaces.Box(low, high, dtype=np.float64)
     observation_space = gym.spaces.Box(-10, 10, (1, 3), np.float64)
 
     def obs(self):
@@ -173,27 +169,20 @@ class Echo(Probe):
 
 
 class Broken(Probe):
-    """Turns bad at a step: value is NaN or infinity, where is "reward" or "obs"."""
+    """Its 20th step brings the observation or the reward that was asked for."""
 
     def obs(self):
-        bad = self.options["where"] == "obs" and self.t == self.options["at"]
-        return np.array([self.options["value"] if bad else 0.0])
+        return np.array([self.options.get("obs", 0.0) if self.t == 20 else 0.0])
 
     def outcome(self, action):
-        bad = self.options["where"] == "reward" and self.t + 1 == self.options["at"]
-        return (self.options["value"] if bad else 1.0), False, False
+        return self.options.get("reward", 1.0) if self.t == 19 else 1.0, False, False
 
 
-class Worst(Constant):
-    """Raises at the 1000th step."""
-
-    steps = 0
-
+class Worst(Probe):
     def outcome(self, action):
-        self.steps += 1
-        if self.steps == 1000:
+        if self.t == 50:
             raise ValueError("the robot fell off the table")
-        return 1.0, self.t == 4, False
+        return 1.0, False, False
 
 
 class Global(Probe):
@@ -209,13 +198,12 @@ class Global(Probe):
 class Info(Probe):
     """Says in info what nobody can gather: an array of another shape in each episode."""
 
-    def reset(self, seed=None, options=None):
-        obs, _ = super().reset(seed=seed)
+    def reset(self, **kwargs):
+        obs, _ = super().reset(**kwargs)
         return obs, {"path": np.zeros(self.episode + 1)}
 
     def step(self, action):
-        *rest, _ = super().step(action)
-        return *rest, {"x_position": 1.0}
+        return *super().step(action)[:-1], {"x_position": 1.0}
 
     def outcome(self, action):
         return 0.0, self.t == 2, False
@@ -232,29 +220,22 @@ class OwnSpace(gym.Space):
 
 gym.register("Truncated-v0", Constant, max_episode_steps=5)
 gym.register("Terminated-v0", Constant, kwargs={"terminates": True})
-for name, where, value in (
-    ("NanObs", "obs", np.nan),
-    ("InfObs", "obs", np.inf),
-    ("NanReward", "reward", np.nan),
-    ("InfReward", "reward", np.inf),
-):
-    gym.register(f"{name}-v0", Broken, kwargs={"where": where, "at": 20, "value": value})
+for value in (np.nan, np.inf):
+    gym.register(f"Obs-{value}-v0", Broken, kwargs={"obs": value})
+    gym.register(f"Reward-{value}-v0", Broken, kwargs={"reward": value})
 for probe in (Countdown, Match, Counter, Ragged, Same, Echo, Worst, Global, Info, BrokenConstructor):
     gym.register(f"{probe.__name__}-v0", probe)
 for name, space in SAMPLED.items():
     gym.register(f"{name}-v0", type(name, (Sampled,), {"observation_space": space}))
+long_bounds = spaces.Box(0, np.arange(1.0, 31.0))
 for name, wrong in {
     "Lopsided": {"action_space": spaces.Box(-0.2, 0.1, (1,), np.float32)},
     "FromOne": {"action_space": spaces.Discrete(2, start=1)},
     "Unbounded": {"action_space": spaces.Box(-np.inf, np.inf, (1,), np.float32)},
     "Huge": {"action_space": spaces.Box(-1e8, 1e8, (1,), np.float32)},
     "Integers": {"action_space": spaces.Box(-5, 5, (1,), np.int64)},
-    "MultiDiscrete": {"action_space": spaces.MultiDiscrete([2, 2])},
+    "MultiDiscrete": {"action_space": spaces.MultiDiscrete([2, 2]), "observation_space": long_bounds},
     "GraphObs": {"observation_space": spaces.Graph(spaces.Box(-1, 1, (1,)), None)},
-    "LongBounds": {
-        "action_space": spaces.MultiDiscrete([2, 2]),
-        "observation_space": spaces.Box(0, np.arange(1.0, 31.0)),
-    },
     "OwnSpaceObs": {"observation_space": spaces.Dict({"mission": OwnSpace()})},
     "SequenceObs": {"observation_space": spaces.Dict({"path": spaces.Sequence(spaces.Box(-1, 1, (1,)))})},
 }.items():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from ale_py.env import AtariEnv
-from conftest import small, train
+from conftest import film, small, train
 from test_training import scalars
 
 import ppo_atari as ppo
@@ -135,29 +135,13 @@ def test_bf16_is_close_and_keeps_weights_and_loss_in_float32(agents):
     assert not torch.equal(values16.bfloat16().float(), values16)  # nor are values rounded to bfloat16
 
 
-def a_rollout(game, num_steps, envs=None, **flags):
-    args = ppo.Args(game, num_envs=4, num_steps=num_steps, threads=1, **flags)
-    envs = envs or ppo.make_envs(args, 4)
-    torch.manual_seed(0)
-    agent, (obs, _) = ppo.Agent(envs, args), envs.reset(seed=SEEDS)
-    return args, agent, ppo.collect(envs, agent, torch.as_tensor(obs), args)
-
-
-def test_what_is_learned_from_is_the_sign_of_the_reward_and_what_is_logged_is_not(monkeypatch):
-    seen, make_batch = [], ppo.make_batch
-    spy = lambda agent, rollout, args: seen.append(rollout.rewards) or make_batch(agent, rollout, args)  # noqa: E731
-    monkeypatch.setattr(ppo, "make_batch", spy)
+def test_what_is_learned_from_is_the_sign_of_the_reward_and_what_is_logged_is_not(record):
+    batches = record(ppo, "make_batch")
     args = small(ppo, env_id="SpaceInvaders", num_envs=8, num_steps=300, total_timesteps=2400)
     train(ppo, args)
-    assert set(seen[0].flatten().tolist()) == {0.0, 1.0}  # aliens are worth 5 to 30 each
+    _, rollout, _ = batches[0].args
+    assert set(rollout.rewards.flatten().tolist()) == {0.0, 1.0}  # aliens are worth 5 to 30 each
     assert scalars("charts/episodic_return")[2400] > 20 and scalars("charts/episodic_length")[2400] > 50
-
-
-def without_random_starts(make_vec):
-    def make(*args, **kwargs):
-        return make_vec(*args, **kwargs | {"noop_max": 0, "use_fire_reset": False})
-
-    return make
 
 
 def test_frames_are_those_of_gymnasiums_own_preprocessing_oldest_first(monkeypatch):
@@ -166,7 +150,8 @@ def test_frames_are_those_of_gymnasiums_own_preprocessing_oldest_first(monkeypat
     oracle = gym.make("ale_py:ALE/Breakout-v5", frameskip=1, repeat_action_probability=0)
     oracle = wrappers.FrameStackObservation(wrappers.AtariPreprocessing(oracle, 0), 4, padding_type="zero")
     obs, _ = oracle.reset()
-    monkeypatch.setattr(gym, "make_vec", without_random_starts(gym.make_vec))
+    make_vec, settings = gym.make_vec, {"noop_max": 0, "use_fire_reset": False}
+    monkeypatch.setattr(gym, "make_vec", lambda *args, **kwargs: make_vec(*args, **kwargs | settings))
     envs, frames = ppo.make_envs(ppo.Args("Breakout"), 1), []
     ours, _ = envs.reset(seed=[0])
     for t in range(100):
@@ -179,58 +164,54 @@ def test_frames_are_those_of_gymnasiums_own_preprocessing_oldest_first(monkeypat
     assert (frames[-1][2] == frames[-2][3]).all() and (frames[-1][0] == frames[-2][1]).all()
 
 
-def test_a_game_cut_off_by_its_limit_of_frames_is_bootstrapped_from_the_frames_it_was_cut_off_at(monkeypatch):
+def test_a_game_cut_off_by_its_limit_is_bootstrapped_from_the_frames_it_was_cut_off_at(monkeypatch, record):
     """Pong, 60 frames a game instead of 108,000; a twin without the limit shows what would have come. (At the
     limit, ALE takes the newest picture one frame early, so that up to 100 pixels of it differ.)"""
-    make_vec, limits = gym.make_vec, []
-
-    def short(*args, max_num_frames_per_episode, **kwargs):
-        limits.append(max_num_frames_per_episode)
-        return make_vec(*args, max_num_frames_per_episode=60, **kwargs)
-
-    endless = ppo.make_envs(ppo.Args("Pong"), 4)
+    args = ppo.Args("Pong", num_envs=4, num_steps=20, threads=1)
+    endless = ppo.make_envs(args, 4)
     endless.reset(seed=SEEDS)
-    monkeypatch.setattr(gym, "make_vec", short)
-    capped, seen, forward = ppo.make_envs(ppo.Args("Pong"), 4), [], ppo.Agent.forward
-    monkeypatch.setattr(ppo.Agent, "forward", lambda self, obs: seen.append(obs) or forward(self, obs))
-    args, agent, rollout = a_rollout("Pong", 20, capped)
-    assert limits == [108_000] and {obs.dtype for obs in seen} == {torch.uint8}
+    make_vec, settings = gym.make_vec, {"max_num_frames_per_episode": 60}
+    monkeypatch.setattr(gym, "make_vec", lambda *args, **kwargs: make_vec(*args, **kwargs | settings))
+    made, forwards = record(gym, "make_vec"), record(ppo.Agent, "forward")
+    capped = ppo.make_envs(args, 4)
+    torch.manual_seed(0)
+    agent, (obs, _) = ppo.Agent(capped, args), capped.reset(seed=SEEDS)
+    rollout = ppo.collect(capped, agent, torch.as_tensor(obs), args)
+    assert made[0].kwargs["max_num_frames_per_episode"] == 108_000
+    assert {call.args[1].dtype for call in forwards} == {torch.uint8}
     assert rollout.truncated[14].all() and rollout.truncated.sum() == 4 == len(capped.return_queue)
     assert not rollout.terminated.any()
     for t in range(15):
         twin, *_ = endless.step(rollout.actions[t].numpy())
     last = rollout.final_obs.numpy()
     assert (last[:, :3] == twin[:, :3]).all() and ((last[:, 3] != twin[:, 3]).sum((1, 2)) < 100).all()
-    values, compute_gae = [], ppo.compute_gae
-    monkeypatch.setattr(ppo, "compute_gae", lambda r, v, a: values.append(v) or compute_gae(r, v, a))
+    estimates = record(ppo, "compute_gae")
     assert ppo.make_batch(agent, rollout, args).inputs.dtype == torch.uint8  # not four times as large
+    at_the_cut, new_game = estimates[0].args[1][14], rollout.values[15]
     with torch.no_grad():
-        np.testing.assert_allclose(values[0][14], agent(rollout.final_obs)[1], rtol=1e-4)
-    new_game = rollout.values[15]
-    assert ((values[0][14] - new_game).abs() > 1e-3).all()
+        np.testing.assert_allclose(at_the_cut, agent(rollout.final_obs)[1], rtol=1e-4)
+    assert ((at_the_cut - new_game).abs() > 1e-3).all()
 
 
 def test_a_film_shows_a_whole_game_and_leaves_the_environments_of_the_training_as_they_are():
     """ALE keeps the reset mode in a class attribute: another environment's mode would change the first's."""
-    imageio = pytest.importorskip("imageio")
     envs = ppo.make_envs(ppo.Args("Breakout"), 2)
     agent = ppo.Agent(envs, ppo.Args())
     torch.save({"args": vars(ppo.Args()), "agent": agent.state_dict()}, "checkpoint.pt")
     args = ppo.Args("Breakout", capture_video=True, eval_episodes=1)
     assert len(ppo.evaluate(Path("checkpoint.pt"), args)) == 1
-    (film,) = Path("videos").glob("*.mp4")
-    frames = np.stack([frame for frame in imageio.get_reader(film)])  # noqa: C416
+    (path,) = Path("videos").glob("*.mp4")
+    frames = film(path)
     assert len(frames) > 50 and frames.std(0).max() > 20
     assert envs.metadata["autoreset_mode"] == gym.vector.AutoresetMode.SAME_STEP
 
 
 @pytest.mark.parametrize("game, lit", [("Breakout", True), ("Pong", True), ("Freeway", False)])
-def test_a_filmed_game_starts_as_in_training(monkeypatch, game, lit):
+def test_a_filmed_game_starts_as_in_training(record, game, lit):
     """Breakout's ball flies only after FIRE; Freeway has no such button, and nobody presses another."""
-    pressed, step = [], AtariEnv.step
-    monkeypatch.setattr(AtariEnv, "step", lambda self, action: pressed.append(action) or step(self, action))
-    envs = ppo.make_envs(ppo.Args(game), 1, Path("videos"))
+    envs, steps = ppo.make_envs(ppo.Args(game), 1, Path("videos")), record(AtariEnv, "step")
     envs.reset(seed=[1])
+    pressed = [call.args[1] for call in steps]
     assert pressed[0] == lit and not any(pressed[1:])
     envs.close()
 

@@ -3,13 +3,12 @@
 import os
 import re
 import signal
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import checkpoint, small, start, train, with_all_scripts
+from conftest import SCRIPTS, checkpoint, small, start, train, with_all_scripts
 
 FLAGS = {  # what tyro's box says
     "--gamma 1.5": r"gamma.*less than or equal to 1",
@@ -23,28 +22,25 @@ FLAGS = {  # what tyro's box says
     "--evaluate .": r"evaluate.*not point to a file",
     "--learning-rat 1": r"learning-rate",
 }
-MISTAKES = {
+BATCHES = {
     "--num-envs 16 --num-steps 128 --num-minibatches 1500": r"2048.*2 \* num_minibatches",
     "--num-envs 16 --num-steps 128 --total-timesteps 100": r"2048.*100 steps left",
     "--num-steps 1 --num-envs 1": r"2 \* num_minibatches",
 }
-ENVIRONMENTS = {
-    ("ppo_continuous", "Pendulumm-v1"): r"Did you mean: `Pendulum`",
-    ("ppo_continuous", "CartPole-v1"): r"float actions < 1e6 \(or ppo_discrete.py\), not Discrete\(2\)",
-    ("ppo_discrete", "Pendulum-v1"): r"Discrete actions from 0 \(or ppo_continuous.py.*not Box",
-    ("ppo_continuous", "probe_envs:Unbounded-v0"): r"actions < 1e6.*not Box\(-inf",
-    ("ppo_continuous", "probe_envs:Huge-v0"): r"actions < 1e6.*not Box\((-1e\+08|-100000000)",
-    ("ppo_continuous", "probe_envs:Integers-v0"): r"float actions.*int64",
-    ("ppo_discrete", "probe_envs:FromOne-v0"): r"Discrete actions from 0.*start=1",
-    (
-        "ppo_discrete",
-        "probe_envs:MultiDiscrete-v0",
-    ): r"from 0 \(or.* variants/ppo_masks_discrete.py.*MultiDiscrete",
-    ("ppo_discrete", "probe_envs:LongBounds-v0"): r"not MultiDiscrete\(\[2 2\]\), Box",
-    ("ppo_discrete", "probe_envs:GraphObs-v0"): r"needs vectors.*Graph",
-    ("ppo_discrete", "probe_envs:SequenceObs-v0"): r"needs vectors.*Sequence",
-    ("ppo_discrete", "probe_envs:OwnSpaceObs-v0"): r"no numbers: Dict\(.*Own.*write a wrapper",
-    ("ppo_atari", "CartPole-v1"): r"CartPole",
+MISTAKES = {(script, flags): BATCHES[flags] for script in SCRIPTS for flags in BATCHES}
+MISTAKES |= {
+    ("ppo_continuous", "--env-id=Pendulumm-v1"): r"Did you mean: `Pendulum`",
+    ("ppo_continuous", "--env-id=CartPole-v1"): r"actions < 1e6 \(or ppo_discrete.py\), not Discrete\(2\)",
+    ("ppo_discrete", "--env-id=Pendulum-v1"): r"Discrete actions from 0 \(or ppo_continuous.py.*not Box",
+    ("ppo_continuous", "--env-id=probe_envs:Unbounded-v0"): r"actions < 1e6.*not Box\(-inf",
+    ("ppo_continuous", "--env-id=probe_envs:Huge-v0"): r"actions < 1e6.*not Box\((-1e\+08|-100000000)",
+    ("ppo_continuous", "--env-id=probe_envs:Integers-v0"): r"float actions.*int64",
+    ("ppo_discrete", "--env-id=probe_envs:FromOne-v0"): r"Discrete actions from 0.*start=1",
+    ("ppo_discrete", "--env-id=probe_envs:MultiDiscrete-v0"): r"variants/ppo_masks.*Discrete\(\[2 2\]\), Box",
+    ("ppo_discrete", "--env-id=probe_envs:GraphObs-v0"): r"needs vectors.*Graph",
+    ("ppo_discrete", "--env-id=probe_envs:SequenceObs-v0"): r"needs vectors.*Sequence",
+    ("ppo_discrete", "--env-id=probe_envs:OwnSpaceObs-v0"): r"no numbers: Dict\(.*Own.*write a wrapper",
+    ("ppo_atari", "--env-id=CartPole-v1"): r"CartPole",
 }
 
 
@@ -57,26 +53,16 @@ def test_a_flag_of_a_wrong_type_or_range_costs_a_box(ppo, main, flags):
     assert not list(Path().iterdir())
 
 
-@pytest.mark.parametrize("flags", MISTAKES)
-@with_all_scripts
-def test_flags_that_do_not_fit_one_another_cost_one_line(ppo, main, flags):
+@pytest.mark.parametrize("ppo, flags", MISTAKES, indirect=["ppo"])
+def test_flags_or_an_environment_that_do_not_fit_cost_one_line(ppo, main, flags):
     code, err = main(*flags.split())
     line = err.splitlines()[-1]  # MuJoCo 4 warns of HalfCheetah's file before
-    assert code == 1 and re.fullmatch(r"error: .+", line) and re.search(MISTAKES[flags], line), err
-    assert "Traceback" not in err
-    assert not list(Path().iterdir())
-
-
-@pytest.mark.parametrize("ppo, env_id", ENVIRONMENTS, indirect=["ppo"])
-def test_an_environment_that_does_not_fit_costs_one_line(ppo, main, env_id):
-    code, err = main("--env-id", *env_id.split())
-    assert code == 1 and re.fullmatch(r"error: [^\n]+", err.splitlines()[-1]), err
-    assert re.search(ENVIRONMENTS[ppo.__name__, env_id], err), err
-    assert not list(Path().iterdir())
+    assert code == 1 and re.fullmatch(rf"error: .*{MISTAKES[ppo.__name__, flags]}.*", line), err
+    assert "Traceback" not in err and not list(Path().iterdir())
 
 
 @pytest.mark.parametrize("what", ["other environment", "cut short", "no checkpoint", "other script"])
-def test_a_checkpoint_that_does_not_fit_costs_one_line_and_leaves_nothing(ppo, main, capsys, what):
+def test_a_checkpoint_that_does_not_fit_costs_one_line_and_leaves_nothing(ppo, main, what):
     _, path = train(ppo, small(ppo))
     flags = ["--env-id=probe_envs:Ragged-v0"] if what == "other environment" else []
     if what == "cut short":
@@ -88,67 +74,62 @@ def test_a_checkpoint_that_does_not_fit_costs_one_line_and_leaves_nothing(ppo, m
         torch.save(saved | {"args": saved["args"] | {"protocol": "classic"}}, path)
     before = sorted(Path().rglob("*"))
     for flag in ("--evaluate", "--resume"):
-        capsys.readouterr()
         code, err = main(flag, path, "--total-timesteps=512", *flags)
         assert code == 1 and re.fullmatch(r"error: [^\n]*run/checkpoint.pt does not fit [^\n]+", err), err
     assert sorted(Path().rglob("*")) == before
 
 
-def test_resuming_a_finished_run_says_that_no_steps_are_left(ppo, main, capsys):
+def test_resuming_a_finished_run_says_that_no_steps_are_left(ppo, main):
     _, path = train(ppo, small(ppo))
     before = sorted(Path().rglob("*"))
-    capsys.readouterr()
     code, err = main("--resume", path)
     assert code == 1 and re.fullmatch(r"error: [^\n]*to 0 steps left", err), err
     assert sorted(Path().rglob("*")) == before
 
 
-def test_given_flags_replace_those_of_a_checkpoint_and_the_others_stay(ppo, monkeypatch, capsys):
+def test_given_flags_replace_those_of_a_checkpoint_and_the_others_stay(ppo, main):
     _, path = train(ppo, small(ppo, gamma=0.8, env_kwargs={"speed": 3}))
-    flags = ["--resume", str(path), "--total-timesteps", "384", "--gae-lambda", "0.5"]
-    monkeypatch.setattr(sys, "argv", [ppo.__file__, *flags])
-    ppo.main()
+    _, trained = main("--resume", path, "--total-timesteps", 384, "--gae-lambda", 0.5)
     args = torch.load(checkpoint(), weights_only=True)["args"]
     assert (args["gamma"], args["gae_lambda"], args["total_timesteps"]) == (0.8, 0.5, 384)
     assert args["env_kwargs"] == {"speed": 3}
-    trained = capsys.readouterr().out.splitlines()[-1]
-    monkeypatch.setattr(sys, "argv", [ppo.__file__, "--evaluate", str(checkpoint())])
-    ppo.main()
-    assert capsys.readouterr().out.splitlines()[-1] == trained
+    _, evaluated = main("--evaluate", checkpoint())
+    assert evaluated.splitlines()[-1] == trained.splitlines()[-1]
 
 
 @pytest.mark.parametrize("where", ["Worst", "BrokenConstructor"])
 def test_an_error_in_a_users_environment_keeps_its_traceback(ppo, where):
     with pytest.raises(ValueError, match="fell off") as error:
-        train(ppo, small(ppo, env_id=f"probe_envs:{where}-v0", num_steps=1024, total_timesteps=4096))
+        train(ppo, small(ppo, env_id=f"probe_envs:{where}-v0"))
     assert error.traceback[-1].path.name == "probe_envs.py"
 
 
-@pytest.mark.parametrize("where", ["NanObs", "InfObs", "NanReward", "InfReward"])
-def test_what_is_not_finite_stops_the_run_and_leaves_the_last_good_checkpoint(ppo, main, where):
-    flags = ["--num-envs=4", "--num-steps=16", "--total-timesteps=640"]
-    code, err = main(f"--env-id=probe_envs:{where}-v0", *flags)  # in the 20th step: in the second batch
-    what = "observation" if "Obs" in where else "reward"
-    assert code == 1 and re.search(rf"error: [^\n]*{what}[^\n]* (64|128) is not finite$", err), err
+def main_stops_after_64_steps(main, env_id):
+    """The exit status and message of a run of two batches whose checkpoint is of the first, and whole."""
+    flags = ["--num-envs=4", "--num-steps=16", "--total-timesteps=128", "--target-kl=None"]
+    answer = main(f"--env-id=probe_envs:{env_id}-v0", *flags)
     saved = torch.load(checkpoint(), weights_only=True)
-    assert saved["global_step"] == 64
-    assert all(value.isfinite().all() for value in saved["agent"].values())
+    assert saved["global_step"] == 64 and all(value.isfinite().all() for value in saved["agent"].values())
+    return answer
+
+
+@pytest.mark.parametrize("env_id", ["Obs-nan", "Obs-inf", "Reward-nan", "Reward-inf"])
+def test_what_is_not_finite_stops_the_run_and_leaves_the_last_good_checkpoint(ppo, main, env_id):
+    code, err = main_stops_after_64_steps(main, env_id)  # what is not finite comes in the 20th step
+    what = "observation" if "Obs" in env_id else "reward"
+    assert code == 1 and re.search(rf"error: [^\n]*{what}[^\n]* (64|128) is not finite$", err), err
 
 
 def test_a_loss_that_is_not_finite_is_not_saved(ppo, main, monkeypatch):
-    ppo_loss, calls = ppo.ppo_loss, []
+    ppo_loss, factors = ppo.ppo_loss, iter([1.0] * (2 * 80 - 1) + [float("nan")])  # in the very last step
 
     def broken(*args):
         loss, metrics = ppo_loss(*args)
-        calls.append(1)
-        return loss * (float("nan") if len(calls) == 2 * 80 else 1.0), metrics  # the very last step
+        return loss * next(factors), metrics
 
     monkeypatch.setattr(ppo, "ppo_loss", broken)
-    flags = ["--num-envs=4", "--num-steps=16", "--total-timesteps=128", "--target-kl=None"]
-    code, err = main("--env-id=probe_envs:Match-v0", *flags)
+    code, err = main_stops_after_64_steps(main, "Match")
     assert code == 1 and re.search(r"error: [^\n]*loss[^\n]* 128 is not finite$", err), err
-    saved = torch.load(checkpoint(), weights_only=True)
-    assert saved["global_step"] == 64 and all(value.isfinite().all() for value in saved["agent"].values())
 
 
 def test_a_module_of_ones_own_is_found_where_the_command_was_typed(ppo):
@@ -161,46 +142,35 @@ def test_a_module_of_ones_own_is_found_where_the_command_was_typed(ppo):
 
 
 @pytest.mark.parametrize("ppo", ["ppo_discrete"], indirect=True)
-def test_weights_and_biases_log_a_run_each_and_finish_it(ppo, monkeypatch):
+def test_weights_and_biases_log_a_run_each_and_finish_it(ppo, monkeypatch, record):
     """Offline, as without an account."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     wandb = pytest.importorskip("wandb")
-    runs, init = [], wandb.init
-    monkeypatch.setattr(
-        wandb, "init", lambda **settings: runs.append((settings, init(**settings))) or runs[-1][1]
-    )
-    for name, num_steps in (("one", 16), ("other", 32)):
+    inits, expected = record(wandb, "init"), [("one", 16), ("other", 32)]
+    for name, num_steps in expected:
         train(ppo, small(ppo, track=True, num_steps=num_steps), name)
-    (first, first_run), (second, second_run) = runs
-    assert (first["name"], second["name"]) == ("one", "other") and first_run.id != second_run.id
-    assert (first["config"]["num_steps"], second["config"]["num_steps"]) == (16, 32)
+    assert [(call.kwargs["name"], call.kwargs["config"]["num_steps"]) for call in inits] == expected
+    first, second = (call.result for call in inits)
+    assert first._is_finished and first.id != second.id
     assert len(list(Path("wandb").glob("offline-run-*"))) == 2
-    assert first_run._is_finished
     wandb.finish()
 
 
-@pytest.mark.parametrize("vectorization", ["sync", "async"])
-def test_ctrl_c_shows_no_traceback_and_the_first_line_said_what_to_resume(ppo, vectorization):
+BEFORE_THE_FIRST_CHECKPOINT = "--num-steps=10000"
+AFTER_IT = ["--num-envs=2 --vectorization=sync", "--num-envs=2 --vectorization=async"]
+
+
+@pytest.mark.parametrize("flags", [BEFORE_THE_FIRST_CHECKPOINT, *AFTER_IT])
+def test_ctrl_c_shows_no_traceback_and_the_first_line_said_what_to_resume(ppo, flags):
     """It reaches the processes of async, too."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-    flags = ["--env-id", "probe_envs:Match-v0", "--num-envs", 2, "--vectorization", vectorization]
-    process = start(ppo.__file__, *flags)
-    while not list(Path("runs").glob("*/checkpoint.pt")):
+    process = start(ppo.__file__, "--env-id=probe_envs:Match-v0", *flags.split())
+    while not list(Path("runs").glob("*/checkpoint.pt" if flags in AFTER_IT else "*/events*")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130 and "Traceback" not in err
-    assert out.splitlines()[0] == f"checkpoint: {checkpoint().absolute()}"
-
-
-def test_ctrl_c_before_the_first_checkpoint_shows_no_traceback(ppo):
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = start(ppo.__file__, "--env-id", "probe_envs:Match-v0", "--num-steps", 10_000)
-    while not list(Path("runs").glob("*/events*")):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 130 and "Traceback" not in err
+    (folder,) = Path("runs").iterdir()
+    assert out.splitlines()[0] == f"checkpoint: {folder.absolute() / 'checkpoint.pt'}"

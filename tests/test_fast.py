@@ -49,13 +49,8 @@ def make_agent(args, n_obs=5, n_actions=2):
 @pytest.mark.parametrize("clip_vloss, max_grad_norm, target_kl", [(False, 0.5, None), (True, 9.0, 0.05)])
 def test_an_update_is_that_of_ppo_continuous(clip_vloss, max_grad_norm, target_kl):
     """Also the second and third one, with other clip ranges: what is compiled holds no stale number."""
-    flags = {
-        "clip_vloss": clip_vloss,
-        "max_grad_norm": max_grad_norm,
-        "target_kl": target_kl,
-        "ent_coef": 0.1,
-    }
-    args = fast.Args(num_minibatches=4, update_epochs=3, **flags)
+    flags = {"clip_vloss": clip_vloss, "max_grad_norm": max_grad_norm, "target_kl": target_kl}
+    args = fast.Args(num_minibatches=4, update_epochs=3, ent_coef=0.1, **flags)
     expected, agent = make_agent(args), make_agent(args)
     gradient = fast.compile_gradient(agent, args)
     optimizers = [
@@ -67,24 +62,15 @@ def test_an_update_is_that_of_ppo_continuous(clip_vloss, max_grad_norm, target_k
         inputs, actions = torch.randn(64, 5), torch.randn(64, 2)
         with torch.no_grad():
             policy, values = expected.policy_and_values(inputs)
-            columns = policy.log_prob(actions), values, torch.randn(64), torch.randn(64)
-        batch = fast.Batch(inputs, actions, *columns)
+            batch = fast.Batch(inputs, actions, policy.log_prob(actions), values, *torch.randn(2, 64))
         torch.manual_seed(2)
         theirs = plain.update(expected, optimizers[0], batch, clip_coef, args)
         torch.manual_seed(2)
         ours = fast.update(gradient, optimizers[1], batch, clip_coef, args)
-        assert len(ours) == len(theirs)
         steps.append(len(ours))
-        for metrics, same in zip(ours, theirs):
-            assert {name: float(value) for name, value in metrics.items()} == pytest.approx(
-                {name: float(value) for name, value in same.items()}, rel=1e-3, abs=1e-5
-            )
-        torch.testing.assert_close(
-            parameters_to_vector(agent.parameters()),
-            parameters_to_vector(expected.parameters()),
-            rtol=1e-5,
-            atol=1e-5,
-        )
+        torch.testing.assert_close(ours, theirs, rtol=5e-4, atol=5e-6)  # all metrics of each minibatch
+        weights = [parameters_to_vector(module.parameters()) for module in (agent, expected)]
+        torch.testing.assert_close(*weights, rtol=1e-5, atol=1e-5)
     assert steps == [12, 12, 12] if target_kl is None else min(steps) < 12
 
 

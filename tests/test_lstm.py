@@ -55,7 +55,7 @@ def one_by_one(agent, obs, begins):
     return [torch.stack(column) for column in zip(*out)]
 
 
-def test_a_rollout_is_what_one_step_after_the_other_gives(monkeypatch):
+def test_a_rollout_is_what_one_step_after_the_other_gives(record):
     """With 100 ends of both kinds; the value of a state that was cut off has the memory that led there."""
     args, seen = args_of(norm_obs=False, num_steps=128), []
     torch.manual_seed(1)
@@ -63,40 +63,38 @@ def test_a_rollout_is_what_one_step_after_the_other_gives(monkeypatch):
     agent = ppo.Agent(envs, args)
     obs = ppo.with_memory(torch.as_tensor(envs.reset(seed=1)[0]), torch.zeros(8, 128))
     for _ in range(2):  # the second goes on from the memory of the first
-        rollout = ppo.collect(envs, agent, obs, args)
-        seen.append(rollout)
-        obs = rollout.next_obs
-    values, compute_gae = [], ppo.compute_gae
-    monkeypatch.setattr(ppo, "compute_gae", lambda r, v, a: values.append(v) or compute_gae(r, v, a))
+        seen.append(ppo.collect(envs, agent, obs, args))
+        obs = seen[-1].next_obs
+    estimates = record(ppo, "compute_gae")
     batches = [ppo.make_batch(agent, rollout, args) for rollout in seen]
+    next_values = estimates[1].args[1]
     done = torch.cat([rollout.terminated | rollout.truncated for rollout in seen])
     assert done.sum() > 100 and seen[1].truncated.sum() > 20
     agent.double()
-    finals = iter(seen[1].final_obs)
-    order = {(t.item(), n.item()): next(finals) for t, n in seen[1].truncated.nonzero()}
+    cut_off = map(tuple, seen[1].truncated.nonzero().tolist())
+    finals = [*zip(cut_off, seen[1].final_obs, strict=True)]
     with torch.no_grad():
         for n in range(8):
             begins = [True, *done[:-1, n]]
             shown = torch.cat([rollout.obs[:, n, :2] for rollout in seen]).double()
             logits, expected = one_by_one(agent, shown, begins)
             torch.testing.assert_close(seen[1].values[:, n].double(), expected[128:], rtol=1e-4, atol=1e-5)
-            for (t, m), final in order.items():
+            for (t, m), final in finals:
                 if m == n:
                     begun = max(i for i in range(128 + t + 1) if begins[i])
                     episode = torch.cat([shown[begun : 128 + t + 1], final[None, :2].double()])
                     value = one_by_one(agent, episode, [True] + [False] * (len(episode) - 1))[1][-1]
-                    assert values[1][t, n] == pytest.approx(value.item(), rel=1e-4, abs=1e-5)
+                    assert next_values[t, n] == pytest.approx(value.item(), rel=1e-4, abs=1e-5)
             rows = torch.arange(128 * 8).view(128, 8)[:, n]
             policy, again = agent.policy_and_values(batches[1].inputs[rows].double(), 128)
             torch.testing.assert_close(again, expected[128:], rtol=1e-5, atol=1e-6)
             torch.testing.assert_close(policy.logits, logits[128:].log_softmax(1), rtol=1e-5, atol=1e-6)
 
 
-def test_the_first_ratio_is_one_and_gradients_reach_back_in_time(monkeypatch):
-    update, firsts = ppo.update, []
-    monkeypatch.setattr(ppo, "update", lambda *args: firsts.append(update(*args)) or firsts[-1])
+def test_the_first_ratio_is_one_and_gradients_reach_back_in_time(record):
+    updates = record(ppo, "update")
     train(ppo, args_of())
-    assert len(firsts) == 2 and all(abs(history[0]["approx_kl"]) < 1e-6 for history in firsts)
+    assert len(updates) == 2 and all(abs(call.result[0]["approx_kl"]) < 1e-6 for call in updates)
     envs = ppo.make_envs(args_of(), 1)
     agent = ppo.Agent(envs, args_of())
     inputs = torch.randn(6, 2 + 128, requires_grad=True)
@@ -107,12 +105,10 @@ def test_the_first_ratio_is_one_and_gradients_reach_back_in_time(monkeypatch):
 def test_a_cue_is_remembered_which_ppo_discrete_cannot():
     args = args_of(num_envs=16, num_minibatches=4, total_timesteps=20_480, env_kwargs={"delay": 4}, seed=2)
     _, path = train(ppo, args, "lstm")
-    assert np.mean(ppo.evaluate(path, args)) > 0.9
     first = ppo.evaluate(path, args)
-    assert first == ppo.evaluate(path, args)
-    more = replace(args, resume=path, total_timesteps=22_528)
-    train(ppo, more, "more")
-    assert torch.load("more/checkpoint.pt", weights_only=True)["global_step"] == 22_528
+    assert np.mean(first) > 0.9 and first == ppo.evaluate(path, args)
+    _, resumed = train(ppo, replace(args, resume=path, total_timesteps=22_528), "more")
+    assert torch.load(resumed, weights_only=True)["global_step"] == 22_528
     plain = ppo_discrete.Args("Cue-v0", num_envs=16, total_timesteps=20_480, eval_episodes=100)
     _, path = train(ppo_discrete, plain, "plain")
     assert np.mean(ppo_discrete.evaluate(path, plain)) < 0.7

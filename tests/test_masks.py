@@ -21,9 +21,8 @@ class Masked(gym.Env):
 
     def __init__(self, kind, key, bad=None):
         self.action_space, self.key, self.bad = SPACES[kind], key, bad
-        self.nvec = {"MultiDiscrete": [3, 1, 4], "MultiBinary": [2, 2, 2]}.get(
-            kind, [getattr(SPACES[kind], "n", 0)]
-        )
+        several = {"MultiDiscrete": [3, 1, 4], "MultiBinary": [2, 2, 2]}
+        self.nvec = several.get(kind) or [SPACES[kind].n]
         space = {"x": spaces.Box(-1, 1, (2,)), "action_mask": spaces.MultiBinary(int(sum(self.nvec)))}
         self.observation_space = spaces.Dict(space) if key == "obs" else space["x"]
 
@@ -35,9 +34,8 @@ class Masked(gym.Env):
         if self.t == 5 and self.bad:
             self.mask = {"none": np.zeros_like(self.mask), "short": self.mask[1:]}[self.bad]
         x = self.np_random.random(2).astype(np.float32)
-        return (
-            ({"x": x, "action_mask": self.mask}, {}) if self.key == "obs" else (x, {"action_mask": self.mask})
-        )
+        obs = {"x": x, "action_mask": self.mask} if self.key == "obs" else x
+        return obs, {} if self.key == "obs" else {"action_mask": self.mask}
 
     def reset(self, seed=None, options=None):
         super().reset(seed=seed)
@@ -57,19 +55,18 @@ class Masked(gym.Env):
 gym.register("Masked-v0", Masked, disable_env_checker=True)
 
 
-def small(kind="MultiDiscrete", key="info", **flags):
-    bad = {"bad": flags.pop("bad")} if "bad" in flags else {}
+def small(kind="MultiDiscrete", key="info", bad=None, **flags):
+    env_kwargs = {"kind": kind, "key": key} | ({"bad": bad} if bad else {})
     run = {"num_envs": 4, "num_steps": 32, "total_timesteps": 384, "eval_episodes": 2}
-    return ppo.Args("Masked-v0", env_kwargs={"kind": kind, "key": key} | bad, **run | flags)
+    return ppo.Args("Masked-v0", env_kwargs=env_kwargs, **run | flags)
 
 
 @pytest.mark.parametrize("key", ["info", "obs"])
 @pytest.mark.parametrize("kind", SPACES)
-def test_no_invalid_action_is_ever_taken_and_the_first_ratio_is_one(monkeypatch, kind, key):
-    update, firsts = ppo.update, []
-    monkeypatch.setattr(ppo, "update", lambda *args: firsts.append(update(*args)) or firsts[-1])
+def test_no_invalid_action_is_ever_taken_and_the_first_ratio_is_one(record, kind, key):
+    updates = record(ppo, "update")
     agent, path = train(ppo, small(kind, key))
-    assert all(abs(history[0]["approx_kl"]) < 1e-6 for history in firsts) and len(firsts) == 3
+    assert len(updates) == 3 and all(abs(call.result[0]["approx_kl"]) < 1e-6 for call in updates)
     assert len(ppo.evaluate(path, small(kind, key))) == 2
     assert all(parameter.isfinite().all() for parameter in agent.parameters())
 
@@ -90,32 +87,28 @@ def test_probabilities_entropy_and_gradients_are_those_of_the_valid_choices(kind
     got = [parameter.grad.clone() for parameter in agent.actor.parameters()]
     agent.zero_grad()
     logits = agent.actor(inputs[:, :2]).unflatten(1, (len(envs.single_action_space.nvec), -1))
-    total = torch.zeros(4).double(), torch.zeros(4).double()
+    log_probs, entropies = torch.zeros(4).double(), torch.zeros(4).double()
     for row in range(4):
         for part, mask in enumerate(inputs[row, 2:].reshape(logits.shape[1:])):
             valid = mask.nonzero().flatten()
             p = (logits[row, part, valid] - logits[row, part, valid].max()).exp()
             p = p / p.sum()
-            total[0][row] += p[(valid == actions[row, part]).nonzero().item()].log()
-            total[1][row] -= (p * p.log()).sum()
-    torch.testing.assert_close((log_prob, entropy), total, rtol=1e-9, atol=1e-9)
-    (total[0].sum() + total[1].sum()).backward()
-    torch.testing.assert_close(
-        got, [parameter.grad for parameter in agent.actor.parameters()], rtol=1e-7, atol=1e-9
-    )
+            log_probs[row] += p[(valid == actions[row, part]).nonzero().item()].log()
+            entropies[row] -= (p * p.log()).sum()
+    torch.testing.assert_close((log_prob, entropy), (log_probs, entropies), rtol=1e-9, atol=1e-9)
+    (log_probs.sum() + entropies.sum()).backward()
+    expected = [parameter.grad for parameter in agent.actor.parameters()]
+    torch.testing.assert_close(got, expected, rtol=1e-7, atol=1e-9)
 
 
-@pytest.mark.parametrize("bad", ["none", "short"])
-@pytest.mark.parametrize("vectorization", ["sync", "async"])
+@pytest.mark.parametrize("bad, vectorization", [("none", "sync"), ("none", "async"), ("short", "sync")])
 def test_a_mask_that_leaves_nothing_or_does_not_fit_names_environment_and_step(bad, vectorization):
-    if vectorization == "sync" or bad == "none":
-        with pytest.raises(gym.error.Error, match="Masked-v0, step 5: no valid action of 8 in"):
-            train(ppo, small(bad=bad, vectorization=vectorization))
+    with pytest.raises(gym.error.Error, match="Masked-v0, step 5: no valid action of 8 in"):
+        train(ppo, small(bad=bad, vectorization=vectorization))
 
 
 def test_what_has_no_choices_is_refused_and_what_has_no_mask_trains():
-    with pytest.raises(gym.error.Error, match="Box.*ppo_continuous.py"):
+    with pytest.raises(gym.error.Error, match=r"Box.*ppo_continuous.py"):
         train(ppo, ppo.Args("Pendulum-v1"))
-    args = small(num_steps=16, total_timesteps=128)
     agent, _ = train(ppo, ppo.Args("CartPole-v1", num_envs=4, num_steps=16, total_timesteps=128))
-    assert agent.mask_size == 2 and args.env_id == "Masked-v0"
+    assert agent.mask_size == 2

@@ -1,7 +1,7 @@
 """The formulas against oracles of other make: sums, cases, finite differences, another library."""
 
 import math
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -15,46 +15,37 @@ import ppo_continuous as ppo
 # ---- compute_gae ----------------------------------------------------------------------------------
 
 
-def rollout_of(**columns):
-    """A rollout of which only these columns are read."""
-    return ppo.Rollout(**dict.fromkeys(ppo.Rollout._fields) | columns)
+def random_rollout(p_end, T=23, N=5):
+    """A rollout that has what compute_gae reads, and the values of the next states."""
+    rng = np.random.default_rng(0)
+    rewards, values, next_values = torch.as_tensor(rng.normal(size=(3, T, N)))
+    terminated, truncated = torch.as_tensor(rng.random((2, T, N)) < p_end)  # sometimes both
+    columns = {"rewards": rewards, "values": values, "terminated": terminated, "truncated": truncated}
+    return ppo.Rollout(**dict.fromkeys(ppo.Rollout._fields) | columns), next_values
 
 
-def gae(rewards, values, next_values, terminated, truncated, gamma, gae_lambda):
-    """compute_gae on arrays."""
-    values, next_values, rewards = (torch.as_tensor(np.asarray(x)) for x in (values, next_values, rewards))
-    ends = {"terminated": torch.as_tensor(terminated), "truncated": torch.as_tensor(truncated)}
-    rollout = rollout_of(values=values, rewards=rewards, **ends)
-    return ppo.compute_gae(rollout, next_values, ppo.Args(gamma=gamma, gae_lambda=gae_lambda)).numpy()
-
-
-def random_rollout(rng, T, N, p_end):
-    rewards, values, next_values = (rng.normal(size=(T, N)) for _ in range(3))
-    terminated, truncated = rng.random((T, N)) < p_end, rng.random((T, N)) < p_end  # sometimes both
-    return rewards, values, next_values, terminated, truncated
-
-
-def gae_as_a_sum(rewards, values, next_values, terminated, truncated, gamma, lam):
+def gae_as_a_sum(rollout, next_values, gamma, lam):
     """Σ_l (γλ)^l δ_{t+l} up to the end of the episode or rollout (GAE paper, eq. 16)."""
-    T, N = rewards.shape
-    out = np.zeros((T, N))
-    for n in range(N):
-        for t in range(T):
-            for step in range(t, T):
-                bootstrap = 0.0 if terminated[step, n] else gamma * next_values[step, n]
-                out[t, n] += (gamma * lam) ** (step - t) * (rewards[step, n] + bootstrap - values[step, n])
-                if terminated[step, n] or truncated[step, n]:
-                    break
+    columns = rollout.rewards, rollout.values, next_values, rollout.terminated, rollout.truncated
+    rewards, values, next_values, terminated, truncated = (column.numpy() for column in columns)
+    out = np.zeros_like(rewards)
+    for t, n in np.ndindex(out.shape):
+        for step in range(t, len(out)):
+            bootstrap = 0.0 if terminated[step, n] else gamma * next_values[step, n]
+            out[t, n] += (gamma * lam) ** (step - t) * (rewards[step, n] + bootstrap - values[step, n])
+            if terminated[step, n] or truncated[step, n]:
+                break
     return out
 
 
 @pytest.mark.parametrize("gamma, lam", [(0.99, 0.95), (0.9, 0.0), (0.9, 1.0), (1.0, 1.0), (0.0, 0.5)])
 @pytest.mark.parametrize("p_end", [0.0, 0.1, 0.6, 1.0])
 def test_gae_is_the_written_out_sum(gamma, lam, p_end):
-    rollout = random_rollout(np.random.default_rng(0), 23, 5, p_end)
-    expected = gae_as_a_sum(*rollout, gamma, lam)
-    np.testing.assert_allclose(gae(*rollout, gamma, lam), expected, atol=1e-12)
-    np.testing.assert_array_equal(gae_as_a_sum(*rollout, gamma, lam), expected)  # the rollout is as it was
+    rollout, next_values = random_rollout(p_end)
+    expected = gae_as_a_sum(rollout, next_values, gamma, lam)
+    advantages = ppo.compute_gae(rollout, next_values, ppo.Args(gamma=gamma, gae_lambda=lam))
+    np.testing.assert_allclose(advantages, expected, atol=1e-12)
+    np.testing.assert_array_equal(gae_as_a_sum(rollout, next_values, gamma, lam), expected)  # not modified
 
 
 # ---- ppo_loss -------------------------------------------------------------------------------------
@@ -62,33 +53,19 @@ def test_gae_is_the_written_out_sum(gamma, lam, p_end):
 COEFS = {"clip_coef": 0.2, "clip_vloss": False, "vf_coef": 0.5, "ent_coef": 0.01}
 
 
-class Fixed(NamedTuple):
-    """A policy whose log-probabilities and entropies are given."""
-
-    log_probs: torch.Tensor
-    entropies: torch.Tensor
-
-    def log_prob(self, actions):
-        return self.log_probs
-
-    def entropy(self):
-        return self.entropies
-
-
 def loss_of(new, values, entropy, batch, **coefs):
-    """ppo_loss for log-probabilities and entropies of the new policy."""
+    """ppo_loss for a policy whose log-probabilities and entropies are given."""
     args = ppo.Args(norm_adv=False, **coefs)
-    return ppo.ppo_loss(Fixed(new, entropy), values, batch, args.clip_coef, args)
+    policy = SimpleNamespace(log_prob=lambda actions: new, entropy=lambda: entropy)
+    return ppo.ppo_loss(policy, values, batch, args.clip_coef, args)
 
 
-def random_batch(size=200, seed=0):
+def random_batch():
     """A float64 batch with ratios inside, outside and on both sides of the clip, and new values nearby."""
-    g = torch.Generator().manual_seed(seed)
-    draw = lambda: torch.randn(size, generator=g, dtype=torch.float64)  # noqa: E731
-    old, old_values, advantages, returns = draw(), draw(), draw(), draw()
-    new, values, entropy = old + 0.4 * draw(), old_values + 0.4 * draw(), draw().abs()
-    nothing = torch.zeros(size)
-    return new, values, entropy, ppo.Batch(nothing, nothing, old, old_values, advantages, returns)
+    draws = torch.randn(7, 200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    old, old_values, advantages, returns, *steps, entropy = draws
+    new, values, nothing = old + 0.4 * steps[0], old_values + 0.4 * steps[1], torch.zeros(200)
+    return new, values, entropy.abs(), ppo.Batch(nothing, nothing, old, old_values, advantages, returns)
 
 
 def loss_by_cases(new, values, entropy, batch, clip_coef, clip_vloss, vf_coef, ent_coef):
@@ -97,10 +74,7 @@ def loss_by_cases(new, values, entropy, batch, clip_coef, clip_vloss, vf_coef, e
     rows = [new, values, batch.old_log_probs, batch.old_values, batch.advantages, batch.returns]
     for log_prob, v, old_log_prob, v_old, a, ret in zip(*(row.tolist() for row in rows)):
         r = math.exp(log_prob - old_log_prob)
-        if a >= 0:
-            policy.append(a * (1 + clip_coef if r > 1 + clip_coef else r))
-        else:
-            policy.append(a * (1 - clip_coef if r < 1 - clip_coef else r))
+        policy.append(a * (min(r, 1 + clip_coef) if a >= 0 else max(r, 1 - clip_coef)))
         error = (v - ret) ** 2
         if clip_vloss:
             error = max(error, (min(max(v, v_old - clip_coef), v_old + clip_coef) - ret) ** 2)
@@ -180,13 +154,12 @@ def test_the_gradient_of_a_batch_is_stable_baselines3s(norm_adv, ent_coef):
 
     model = sb3.PPO("MlpPolicy", gym.make("Pendulum-v1"), n_steps=64, batch_size=64, n_epochs=1, vf_coef=0.25,
                     ent_coef=ent_coef, normalize_advantage=norm_adv, max_grad_norm=1e9)  # fmt: skip
-    theirs, ours = model.policy, agent
-    pairs = [(theirs.mlp_extractor.policy_net[i], ours.actor[i]) for i in (0, 2)]
-    pairs += [(theirs.mlp_extractor.value_net[i], ours.critic[i]) for i in (0, 2)]
-    pairs += [(theirs.action_net, ours.actor[4]), (theirs.value_net, ours.critic[4])]
-    for their_layer, our_layer in pairs:
-        their_layer.load_state_dict(our_layer.state_dict())
-    theirs.log_std.data.copy_(ours.log_std.data)
+    theirs, extractor = model.policy, model.policy.mlp_extractor
+    their_layers = [*extractor.policy_net, theirs.action_net, *extractor.value_net, theirs.value_net]
+    their_parameters = [p for layer in their_layers for p in layer.parameters()] + [theirs.log_std]
+    parameters = [*agent.actor.parameters(), *agent.critic.parameters(), agent.log_std]
+    for their_parameter, parameter in zip(their_parameters, parameters, strict=True):
+        their_parameter.data.copy_(parameter.data)
     buffer = model.rollout_buffer
     buffer.reset()
     columns = {"observations": batch.inputs, "actions": batch.actions, "values": batch.old_values}
@@ -201,12 +174,9 @@ def test_the_gradient_of_a_batch_is_stable_baselines3s(norm_adv, ent_coef):
 
     loss, _ = ppo.ppo_loss(*agent.policy_and_values(batch.inputs), batch, args.clip_coef, args)
     loss.backward()
-    for their_layer, our_layer in pairs:
-        for name in ("weight", "bias"):
-            got, expected = getattr(our_layer, name).grad, getattr(their_layer, name).grad
-            assert expected.abs().max() > 1e-4
-            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(ours.log_std.grad, theirs.log_std.grad, rtol=1e-5, atol=1e-5)
+    for their_parameter, parameter in zip(their_parameters, parameters):
+        assert their_parameter.grad.abs().max() > 1e-4
+        torch.testing.assert_close(parameter.grad, their_parameter.grad, rtol=1e-5, atol=1e-5)
 
 
 # ---- RunningMeanStd, RewardScaler, mlp ------------------------------------------------------------
@@ -228,19 +198,15 @@ def test_running_moments_are_numpys_over_all_samples():
 def test_rewards_are_divided_by_the_std_of_the_discounted_sum_over_all_rollouts_so_far():
     rng = np.random.default_rng(0)
     rewards, done = rng.normal(2, 5, (30, 3)).astype(np.float32), rng.random((30, 3)) < 0.1
-    sums = []
-    for n in range(3):
-        total, of_env = 0.0, []
-        for reward, end in zip(rewards[:, n], done[:, n]):
-            total = 0.9 * total + reward
-            of_env.append(total)
-            total = 0.0 if end else total
-        sums.append(of_env)
+    sums, total = [], np.zeros(3)
+    for reward, end in zip(rewards, done):
+        sums.append(0.9 * total + reward)
+        total = sums[-1] * ~end
     scaler = ppo.RewardScaler(ppo.Args(gamma=0.9))
     for start, end in ((0, 10), (10, 11), (11, 30)):  # an episode may span several rollouts
         part = slice(start, end)
         got = scaler(torch.tensor(rewards[part]), torch.tensor(done[part]))
-        np.testing.assert_allclose(got, rewards[part] / np.std(np.array(sums)[:, :end]), rtol=1e-5)
+        np.testing.assert_allclose(got, rewards[part] / np.std(sums[:end]), rtol=1e-5)
 
 
 def test_layers_start_orthogonal_times_gain_and_make_the_function_they_name():
@@ -255,19 +221,10 @@ def test_layers_start_orthogonal_times_gain_and_make_the_function_they_name():
     torch.testing.assert_close(network(x), (hidden @ network[2].weight.T).tanh() @ network[4].weight.T)
 
 
-def test_the_seeds_of_environments_never_meet():
+def test_the_seeds_of_environments_never_meet(record):
     """Seeds s, s + 1, ... for the environments of run s would be shared with run s + 1 but for one."""
-    seen = []
-    make_envs = ppo.make_envs
-    with pytest.MonkeyPatch.context() as patch:
-
-        def spy(*args):
-            envs = make_envs(*args)
-            reset = envs.reset
-            envs.reset = lambda *, seed: seen.extend(seed) or reset(seed=seed)
-            return envs
-
-        patch.setattr(ppo, "make_envs", spy)
-        for seed in range(1, 12):
-            train(ppo, small(ppo, seed=seed, total_timesteps=64))
+    resets = record(ppo.RecordEpisodeStatistics, "reset")
+    for seed in range(1, 12):
+        train(ppo, small(ppo, seed=seed, total_timesteps=64))
+    seen = [seed for call in resets for seed in call.kwargs["seed"]]
     assert len(set(seen)) == len(seen) == 44 and all(0 <= seed < 2**31 for seed in seen)

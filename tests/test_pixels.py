@@ -20,11 +20,9 @@ class Screen(gym.Env):
     def __init__(self, kind="last", render_mode=None):
         self.kind, self.render_mode = kind, render_mode
         shape = {"first": (3, 48, 64), "grey": (48, 64, 1)}.get(kind, (48, 64, 3))
-        image = gym.spaces.Box(0, 255, shape, np.uint8)
-        text = {"screen": image, "mission": gym.spaces.Text(9)}
-        self.observation_space = gym.spaces.Dict(text) if kind == "dict" else image
-        if kind == "two":
-            self.observation_space = gym.spaces.Dict({"left": image, "right": image})
+        image, text = gym.spaces.Box(0, 255, shape, np.uint8), gym.spaces.Text(9)
+        parts = {"dict": {"screen": image, "mission": text}, "two": {"left": image, "right": image}}
+        self.observation_space = gym.spaces.Dict(parts[kind]) if kind in parts else image
 
     def render(self):
         image = np.zeros((48, 64, 3), np.uint8)
@@ -96,5 +94,5 @@ def test_it_trains_on_bytes_films_and_is_the_same_by_seed(vectorization):
 
 @pytest.mark.parametrize("env_id, kind", [("Screen-v0", "two"), ("CartPole-v1", None)])
 def test_what_is_not_one_image_is_refused(env_id, kind):
-    with pytest.raises(gym.error.Error, match="no image of bytes.*ppo_discrete.py"):
+    with pytest.raises(gym.error.Error, match=r"no image of bytes.*ppo_discrete.py"):
         ppo.make_envs(ppo.Args(env_id, env_kwargs={"kind": kind} if kind else {}), 1)

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
-import probe_envs
 import pytest
 import torch
 from conftest import small, train, with_all_scripts
+from probe_envs import Counter, Match
 from test_training import learn, modes, weights
 from torch import nn
 
@@ -18,9 +18,9 @@ import ppo_discrete
 
 @pytest.mark.parametrize("offset, scale", [(100, 1), (0, 1e-6)])
 def test_what_distinguishes_rewards_survives_their_offset_and_scale(ppo, monkeypatch, offset, scale):
-    outcome = probe_envs.Match.outcome
+    outcome = Match.outcome
     shifted = lambda self, action: (offset + scale * outcome(self, action)[0], True, False)  # noqa: E731
-    monkeypatch.setattr(probe_envs.Match, "outcome", shifted)
+    monkeypatch.setattr(Match, "outcome", shifted)
     left, right = modes(learn(ppo, "Match", norm_reward=True), -1.0, 1.0)
     assert left < -0.3 and right > 0.3
 
@@ -43,19 +43,17 @@ def test_values_from_python_are_checked_and_kept_as_plain_ones(ppo):
         small(ppo, gamma=np.float64(1.5))
 
 
-INTEGERS = ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"]
-
-
 @pytest.mark.parametrize("norm_obs", [False, True])
 def test_observations_of_any_type_are_seen_alike(ppo, monkeypatch, norm_obs):
     def trained(dtype):
-        monkeypatch.setattr(probe_envs.Match, "observation_space", gym.spaces.Box(0, 1, (2, 1), dtype))
+        monkeypatch.setattr(Match, "observation_space", gym.spaces.Box(0, 1, (2, 1), dtype))
         obs = lambda self: np.full((2, 1), getattr(self, "sign", 1) > 0, dtype)  # noqa: E731
-        monkeypatch.setattr(probe_envs.Match, "obs", obs)
+        monkeypatch.setattr(Match, "obs", obs)
         return weights(ppo, total_timesteps=128, norm_obs=norm_obs)
 
     expected = trained("float64")
-    for dtype in [bool, *INTEGERS, "float16", "float32"]:
+    integers = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+    for dtype in ["bool", *integers, "float16", "float32"]:
         assert torch.equal(trained(dtype), expected), dtype
 
 
@@ -69,9 +67,9 @@ def test_what_never_ends_is_cut_off_and_marked(capsys, monkeypatch):
     args = small(ppo_continuous, env_id="probe_envs:Counter-v0", eval_episodes=1)
     _, path = train(ppo_continuous, args)
     monkeypatch.setattr(ppo_continuous, "tqdm", lambda steps, *_, **__: steps[:500])
-    monkeypatch.setattr(probe_envs.Counter, "outcome", lambda self, action: (1.0, self.t == 300, False))
+    monkeypatch.setattr(Counter, "outcome", lambda self, action: (1.0, self.t == 300, False))
     assert ppo_continuous.evaluate(path, replace(args, eval_episodes=3)) == [301.0]
-    monkeypatch.setattr(probe_envs.Counter, "outcome", lambda self, action: (1.0, False, False))
+    monkeypatch.setattr(Counter, "outcome", lambda self, action: (1.0, False, False))
     assert ppo_continuous.evaluate(path, args) == []
     out = capsys.readouterr().out
     assert "evaluation: 1 of 3 episodes, mean return 301\n" in out and "evaluation: 0 of 1 episodes" in out
@@ -88,7 +86,7 @@ def test_an_evaluation_shows_its_limit_from_the_start(ppo, monkeypatch):
 
 def test_ctrl_c_in_an_evaluation_prints_what_ended(ppo, monkeypatch, capsys):
     _, path = train(ppo, small(ppo))
-    calls, step = [], probe_envs.Match.step
+    calls, step = [], Match.step
 
     def interrupted(self, action):
         calls.append(1)
@@ -96,16 +94,18 @@ def test_ctrl_c_in_an_evaluation_prints_what_ended(ppo, monkeypatch, capsys):
             raise KeyboardInterrupt
         return step(self, action)
 
-    monkeypatch.setattr(probe_envs.Match, "step", interrupted)
+    monkeypatch.setattr(Match, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         ppo.evaluate(path, small(ppo, eval_episodes=10))
     assert "evaluation: 3 of 10 episodes, mean return " in capsys.readouterr().out
 
 
-def test_small_returns_can_be_read(ppo, monkeypatch, capsys):
-    monkeypatch.setattr(probe_envs.Match, "outcome", lambda self, action: (1.5e-6, True, False))
+def test_small_returns_can_be_read_and_are_printed_before_environments_close(ppo, monkeypatch, capsys):
+    monkeypatch.setattr(Match, "outcome", lambda self, action: (1.5e-6, True, False))
     _, path = train(ppo, small(ppo))
-    ppo.evaluate(path, small(ppo))
+    monkeypatch.setattr(Match, "close", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ppo.evaluate(path, small(ppo))
     out, err = capsys.readouterr()
     assert "evaluation: 2 of 2 episodes, mean return 1.5e-06\n" in out and "return 1.5e-06" in err
 
@@ -120,45 +120,41 @@ def test_a_moved_checkpoint_does_not_end_the_run_that_resumed_it(ppo, monkeypatc
 
 @pytest.mark.parametrize("wrap", [np.array, np.float32, lambda reward: np.array([reward]), torch.tensor])
 def test_a_reward_is_one_number_however_it_is_wrapped(ppo, monkeypatch, wrap):
-    outcome, expected = probe_envs.Match.outcome, weights(ppo, total_timesteps=128)
-    monkeypatch.setattr(probe_envs.Match, "outcome", lambda self, a: (wrap(outcome(self, a)[0]), True, False))
+    outcome, expected = Match.outcome, weights(ppo, total_timesteps=128)
+    monkeypatch.setattr(Match, "outcome", lambda self, a: (wrap(outcome(self, a)[0]), True, False))
     assert torch.allclose(weights(ppo, total_timesteps=128), expected, atol=1e-5)
 
 
 def test_a_discrete_action_is_a_plain_integer(monkeypatch):
     """nasim refuses NumPy's."""
-    seen, step = set(), probe_envs.Match.step
+    seen, step = set(), Match.step
     monkeypatch.setenv("PROBE_ACTIONS", "Discrete")
-    monkeypatch.setattr(probe_envs.Match, "step", lambda self, a: seen.add(type(a)) or step(self, a))
+    monkeypatch.setattr(Match, "step", lambda self, a: seen.add(type(a)) or step(self, a))
     _, path = train(ppo_discrete, small(ppo_discrete))
     ppo_discrete.evaluate(path, small(ppo_discrete))
     assert seen == {int}
 
 
 def test_a_reward_of_several_numbers_is_refused(ppo, monkeypatch):
-    monkeypatch.setattr(probe_envs.Match, "outcome", lambda self, a: (np.ones(2), True, False))
+    monkeypatch.setattr(Match, "outcome", lambda self, a: (np.ones(2), True, False))
     with pytest.raises(ValueError, match="size 1"):
         train(ppo, small(ppo))
 
 
 def test_an_observation_of_no_dimensions_is_a_number(ppo, monkeypatch):
-    space = gym.spaces.Box(0, 1, (), np.float32)
-    expected = weights(ppo, total_timesteps=128)
-    monkeypatch.setattr(probe_envs.Match, "observation_space", space)
-    obs = probe_envs.Match.obs
-    monkeypatch.setattr(probe_envs.Match, "obs", lambda self: obs(self)[0])
+    expected, obs = weights(ppo, total_timesteps=128), Match.obs
+    monkeypatch.setattr(Match, "observation_space", gym.spaces.Box(0, 1, (), np.float32))
+    monkeypatch.setattr(Match, "obs", lambda self: obs(self)[0])
     assert torch.equal(weights(ppo, total_timesteps=128), expected)
 
 
-def test_dropout_leaves_ratios_and_evaluations_as_they_are(ppo, monkeypatch, capsys):
+def test_dropout_leaves_ratios_and_evaluations_as_they_are(ppo, monkeypatch, record):
     """Probabilities that two random networks give to one action have no ratio that means anything."""
-    mlp, firsts, update = ppo.mlp, [], ppo.update
-    monkeypatch.setattr(
-        ppo, "mlp", lambda *args, **kwargs: nn.Sequential(nn.Dropout(0.5), mlp(*args, **kwargs))
-    )
-    monkeypatch.setattr(ppo, "update", lambda *args: firsts.append(update(*args)) or firsts[-1])
+    mlp, updates = ppo.mlp, record(ppo, "update")
+    with_dropout = lambda *args, **kwargs: nn.Sequential(nn.Dropout(0.5), mlp(*args, **kwargs))  # noqa: E731
+    monkeypatch.setattr(ppo, "mlp", with_dropout)
     _, path = train(ppo, small(ppo))
-    assert len(firsts) == 4 and all(abs(history[0]["approx_kl"]) < 1e-6 for history in firsts)
+    assert len(updates) == 4 and all(abs(call.result[0]["approx_kl"]) < 1e-6 for call in updates)
     assert ppo.evaluate(path, small(ppo)) == ppo.evaluate(path, small(ppo))
 
 
@@ -169,14 +165,6 @@ def test_a_default_dtype_that_an_environment_set_is_kept(ppo):
         assert agent.critic[0].weight.dtype == torch.float64 and len(ppo.evaluate(path, small(ppo))) == 2
     finally:
         torch.set_default_dtype(torch.float32)
-
-
-def test_an_evaluation_is_printed_before_environments_close(ppo, monkeypatch, capsys):
-    _, path = train(ppo, small(ppo))
-    monkeypatch.setattr(probe_envs.Match, "close", lambda self: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        ppo.evaluate(path, small(ppo))
-    assert "evaluation: 2 of 2 episodes" in capsys.readouterr().out
 
 
 def test_a_mask_that_is_ignored_is_named_with_what_heeds_it():

@@ -1,33 +1,31 @@
 """Whole trainings: in environments whose values are known, and what they leave behind."""
 
-import copy
 import math
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import checkpoint, small, start, train, with_all_scripts
+from conftest import checkpoint, film, small, start, train, with_all_scripts
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import ppo_atari
 import ppo_continuous
 
 
-def learn(ppo, name, total_timesteps=10_000, **flags):
+def learn(ppo, name, **flags):
     """The agent that a quick training in a probe leaves."""
-    defaults = {"num_envs": 8, "num_steps": 32, "num_minibatches": 4, "update_epochs": 8}
-    defaults |= {"learning_rate": 5e-3, "gamma": 0.9, "norm_obs": False, "norm_reward": False}
-    defaults |= {"target_kl": None, "total_timesteps": total_timesteps}
-    return train(ppo, ppo.Args(f"probe_envs:{name}-v0", **(defaults | flags)))[0]
+    run = {"num_envs": 8, "num_steps": 32, "num_minibatches": 4, "update_epochs": 8, "target_kl": None}
+    run |= {"total_timesteps": 10_000, "learning_rate": 5e-3, "gamma": 0.9}
+    run |= {"norm_obs": False, "norm_reward": False}
+    return train(ppo, ppo.Args(f"probe_envs:{name}-v0", **run | flags))[0]
 
 
 @torch.no_grad()
 def outputs(agent, *obs):
-    return agent(torch.tensor(obs, dtype=torch.float64)[:, None])
+    return agent(torch.tensor(obs, dtype=torch.float64).view(len(obs), -1))
 
 
 def values(agent, *obs):
@@ -42,7 +40,7 @@ def modes(agent, *obs):
 
 def test_a_reward_that_only_a_time_limit_stops_is_worth_its_endless_sum(ppo):
     """V = 1/(1 - γ) = 10. Taking the limit of 5 steps for an end gives at most 1 + γ + ... + γ⁴ = 4.1."""
-    assert values(learn(ppo, "Truncated", 20_000), 0.0) == pytest.approx([10.0], rel=0.02)
+    assert values(learn(ppo, "Truncated", total_timesteps=20_000), 0.0) == pytest.approx([10.0], rel=0.02)
 
 
 @pytest.mark.parametrize("clip_vloss", [False, True])
@@ -71,15 +69,6 @@ def test_a_real_task_is_learned(ppo):
     assert np.mean(ppo.evaluate(path, args)) > (-400 if ppo is ppo_continuous else 300)
 
 
-def test_discrete_observations_are_learned(monkeypatch):
-    """FrozenLake without ice: its 16 states are one-hot vectors, the way to the goal takes 6 steps."""
-    import ppo_discrete as ppo
-
-    flags = {"env_kwargs": {"is_slippery": False}, "total_timesteps": 30_000, "learning_rate": 5e-3}
-    _, path = train(ppo, ppo.Args("FrozenLake-v1", **flags))
-    assert np.mean(ppo.evaluate(path, ppo.load_checkpoint(path)["args"])) > 0.9
-
-
 # ---- what a run leaves behind ---------------------------------------------------------------------
 
 
@@ -91,8 +80,7 @@ def weights(ppo, **flags):
 
 def scalars(tag, folder="run"):
     """The values of a TensorBoard tag, by step."""
-    events = EventAccumulator(folder)
-    events.Reload()
+    events = EventAccumulator(folder).Reload()
     found = {event.step: event.value for event in events.Scalars(tag)}
     assert len(found) == len(events.Scalars(tag))  # no step is there twice
     return found
@@ -126,48 +114,34 @@ def test_every_flag_of_the_algorithm_changes_what_is_learned(ppo):
 
 
 @with_all_scripts
-def test_learning_rate_and_epsilon_fall_linearly_only_with_their_flags(ppo, monkeypatch):
-    seen, update = [], ppo.update
-
-    def spy(agent, optimizer, batch, clip_coef, args):
-        seen.append((optimizer.param_groups[0]["lr"], clip_coef))
-        return update(agent, optimizer, batch, clip_coef, args)
-
-    monkeypatch.setattr(ppo, "update", spy)
-    falling, constant = (1.0, 0.75, 0.5, 0.25), (1.0, 1.0, 1.0, 1.0)
+def test_learning_rate_and_epsilon_fall_linearly_only_with_their_flags(ppo, record):
+    updates, falling = record(ppo, "update", copied=True), (1.0, 0.75, 0.5, 0.25)
     for lr_falls, clip_falls in ((True, False), (False, True)):
-        seen.clear()
+        updates.clear()
         flags = {"anneal_lr": lr_falls, "anneal_clip_coef": clip_falls}
         train(ppo, small(ppo, learning_rate=1e-3, clip_coef=0.2, **flags))
-        rates, epsilons = np.array(seen).T
-        np.testing.assert_allclose(rates / 1e-3, falling if lr_falls else constant)
-        np.testing.assert_allclose(epsilons / 0.2, falling if clip_falls else constant)
+        _, optimizers, _, epsilons, _ = zip(*(call.args for call in updates))
+        rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+        np.testing.assert_allclose(np.array(rates) / 1e-3, falling if lr_falls else np.ones(4))
+        np.testing.assert_allclose(np.array(epsilons) / 0.2, falling if clip_falls else np.ones(4))
 
 
-def test_the_statistics_of_observations_move_only_between_updates(ppo, monkeypatch):
+def test_the_statistics_of_observations_move_only_between_updates(ppo, record):
     """So that each update starts with ratios of 1."""
-    ratios, update = [], ppo.update
-
-    def spy(agent, optimizer, batch, *rest):
-        with torch.no_grad():
-            ratios.append(
-                (agent.policy_and_values(batch.inputs)[0].log_prob(batch.actions) - batch.old_log_probs).exp()
-            )
-        return update(agent, optimizer, batch, *rest)
-
-    monkeypatch.setattr(ppo, "update", spy)
-    agent, _ = train(ppo, small(ppo, env_id="probe_envs:Counter-v0"))
+    losses, flags = record(ppo, "ppo_loss"), {"num_minibatches": 1, "update_epochs": 1}
+    agent, _ = train(ppo, small(ppo, env_id="probe_envs:Counter-v0", **flags))
+    firsts = [(policy, batch) for policy, _, batch, *_ in (call.args for call in losses)]
+    ratios = [(policy.log_prob(batch.actions) - batch.old_log_probs).exp() for policy, batch in firsts]
     torch.testing.assert_close(torch.stack(ratios), torch.ones(4, 64), rtol=0, atol=1e-5)
     assert agent.obs_stats.count == 256 and agent.obs_stats.mean[1] > 1
 
 
 @with_all_scripts
-def test_a_run_leaves_a_folder_with_a_checkpoint_and_logs(ppo, monkeypatch, capsys):
+def test_a_run_leaves_a_folder_with_a_checkpoint_and_logs(ppo, main):
     env_id = "probe_envs:Match-v0" if ppo is not ppo_atari else "Breakout"
     names = {"env_id": env_id, "num_envs": 4, "num_steps": 16, "total_timesteps": 300, "eval_episodes": 1}
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in names.items()]
-    monkeypatch.setattr(sys, "argv", [ppo.__file__, *flags])
-    ppo.main()
+    _, out = main(*[f"--{name.replace('_', '-')}={value}" for name, value in names.items()])
+    assert "evaluation: 1 of 1 episodes, mean return " in out
     saved, folder = torch.load(checkpoint(), weights_only=True), checkpoint().parent
     assert saved["global_step"] == 256 and {name: saved["args"][name] for name in names} == names
     assert folder.name.startswith(f"{env_id.replace(':', '_')}__{ppo.__name__}__1__")
@@ -180,68 +154,49 @@ def test_a_run_leaves_a_folder_with_a_checkpoint_and_logs(ppo, monkeypatch, caps
     events = EventAccumulator(str(folder)).Reload()
     text = events.Tensors("args/text_summary")[0].tensor_proto.string_val[0].decode()
     assert all(f"{name}={value!r}" in text for name, value in names.items())
-    assert "evaluation: 1 of 1 episodes, mean return " in capsys.readouterr().out
 
 
-def test_the_log_says_what_happened_in_a_batch(ppo, monkeypatch):
+def test_the_log_says_what_happened_in_a_batch(ppo, record):
     """Counter's episodes last 3 steps and pay 3 + 30 per episode before; all environments are in step."""
-    updates, batches, update = [], [], ppo.update
-    spy = lambda *args: batches.append(args[2]) or updates.append(update(*args)) or updates[-1]  # noqa: E731
-    monkeypatch.setattr(ppo, "update", spy)
+    updates = record(ppo, "update")
     flags = {"num_envs": 2, "num_steps": 30, "total_timesteps": 660, "target_kl": 1e-3, "num_minibatches": 4}
     train(ppo, small(ppo, env_id="probe_envs:Counter-v0", **flags))
     returns = [3.0 + 30 * i for i in range(110)]
     for i, step in enumerate(range(60, 661, 60)):
-        assert scalars("charts/episodic_return")[step] == pytest.approx(
-            np.mean(returns[10 * i : 10 * i + 10])
-        )
-        last_100 = returns[max(0, 10 * i - 40) : 10 * i + 10]  # each twice
-        assert scalars("charts/return_100")[step] == pytest.approx(np.mean(last_100))
+        batch, history = updates[i].args[2], updates[i].result
+        so_far = returns[: 10 * i + 10]  # each twice
+        assert scalars("charts/episodic_return")[step] == pytest.approx(np.mean(so_far[-10:]))
+        assert scalars("charts/return_100")[step] == pytest.approx(np.mean(so_far[-50:]))
         assert scalars("charts/episodic_length")[step] == 3
-        assert scalars("charts/gradient_steps")[step] == len(updates[i])
-        kls = [metrics["approx_kl"].item() for metrics in updates[i]]
+        assert scalars("charts/gradient_steps")[step] == len(history)
+        kls = [metrics["approx_kl"].item() for metrics in history]
         assert scalars("losses/approx_kl")[step] == pytest.approx(np.mean(kls), abs=1e-7)
-        values, targets = batches[i].old_values.numpy(), batches[i].returns.numpy()
-        explained = 1 - np.var(targets - values) / np.var(targets)
+        explained = 1 - np.var((batch.returns - batch.old_values).numpy()) / np.var(batch.returns.numpy())
         assert scalars("losses/explained_variance")[step] == pytest.approx(explained, abs=1e-4)
-    assert min(map(len, updates)) < 40  # --target-kl ended some of 10 epochs of 4 minibatches
+    assert min(len(call.result) for call in updates) < 40  # --target-kl ended some of 10 · 4 steps
     if ppo is ppo_continuous:
         assert scalars("charts/action_std")[60] == pytest.approx(0.6, rel=0.1)
 
 
-def test_six_runs_in_a_second_have_six_folders(ppo, monkeypatch):
+def test_six_runs_in_a_second_have_six_folders(ppo, main, monkeypatch):
     monkeypatch.setattr(ppo, "train", lambda args, run_dir: run_dir.mkdir(parents=True))
     monkeypatch.setattr(ppo, "evaluate", lambda *_: None)
-    monkeypatch.setattr(sys, "argv", [ppo.__file__])
-    for _ in range(6):
-        ppo.main()
+    assert [main()[0] for _ in range(6)] == [0] * 6
     assert len(list(Path("runs").iterdir())) == 6
 
 
-def test_resuming_restores_all_to_the_bit_and_goes_on_in_a_folder_of_its_own(ppo, monkeypatch):
+def test_resuming_restores_all_to_the_bit_and_goes_on_in_a_folder_of_its_own(ppo, record):
     agent, path = train(ppo, small(ppo))
     saved, before, whole = torch.load(path, weights_only=True), agent.state_dict(), path.read_bytes()
-    seen, collect = [], ppo.collect
-
-    def spy(envs, agent, *rest):
-        seen.append(copy.deepcopy(agent.state_dict()))
-        return collect(envs, agent, *rest)
-
-    monkeypatch.setattr(ppo, "collect", spy)
-    adam_step, first_states = torch.optim.Adam.step, []
-
-    def step(self, *args):
-        if not first_states:
-            first_states.append(copy.deepcopy(self.state_dict()))
-        return adam_step(self, *args)
-
-    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    updates = record(ppo, "update", copied=True)
     args = small(ppo, total_timesteps=384, resume=str(path), learning_rate=1e-5, anneal_lr=False)
     _, resumed = train(ppo, args, "resumed")
-    assert len(seen) == 2 and all(torch.equal(seen[0][name], before[name]) for name in before)
-    (first,) = first_states
-    assert first["param_groups"][0]["lr"] == 1e-5  # the new one, not the checkpoint's
-    for state, expected in zip(first["state"].values(), saved["optimizer"]["state"].values()):
+    assert len(updates) == 2
+    agent, optimizer, *_ = updates[0].args
+    assert all(torch.equal(value, before[name]) for name, value in agent.state_dict().items())
+    assert optimizer.param_groups[0]["lr"] == 1e-5  # the new one, not the checkpoint's
+    for name, expected in saved["optimizer"]["state"].items():
+        state = optimizer.state_dict()["state"][name]
         assert expected["step"] > 0 and all(torch.equal(state[key], expected[key]) for key in expected)
     after = torch.load(resumed, weights_only=True)
     assert after["global_step"] == 384 and after["args"]["resume"] is None and path.read_bytes() == whole
@@ -249,16 +204,15 @@ def test_resuming_restores_all_to_the_bit_and_goes_on_in_a_folder_of_its_own(ppo
     assert list(scalars("losses/approx_kl", "resumed")) == [320, 384]
 
 
-def test_a_resumed_run_is_the_same_each_time_and_does_not_draw_the_first_actions_again(ppo, monkeypatch):
-    drawn, collect = [], ppo.collect
-    monkeypatch.setattr(ppo, "collect", lambda *args: drawn.append(collect(*args)) or drawn[-1])
+def test_a_resumed_run_is_the_same_each_time_and_does_not_draw_the_first_actions_again(ppo, record):
+    rollouts = record(ppo, "collect")
     _, path = train(ppo, small(ppo))
     agents = []
     for name in ("one", "other"):
         torch.manual_seed(len(agents))
         agents.append(train(ppo, small(ppo, total_timesteps=320, resume=str(path)), name)[0].state_dict())
     assert all(torch.equal(agents[0][name], agents[1][name]) for name in agents[0])
-    first, resumed, again = (drawn[i].actions for i in (0, 4, 5))
+    first, resumed, again = (rollouts[i].result.actions for i in (0, 4, 5))
     assert torch.equal(resumed, again) and not torch.equal(resumed, first)
 
 
@@ -270,10 +224,10 @@ def test_a_killed_run_has_a_whole_checkpoint_and_goes_on_from_it(ppo):
         assert process.poll() is None, process.communicate()
     process.kill()
     process.communicate()
-    step = torch.load(checkpoint(), weights_only=True)["global_step"]
+    saved = ppo.load_checkpoint(checkpoint())
+    step = saved["global_step"]
     assert step % 64 == 0
-    last = ppo.load_checkpoint(checkpoint())["args"]
-    _, path = train(ppo, replace(last, resume=checkpoint(), total_timesteps=step + 64))
+    _, path = train(ppo, replace(saved["args"], resume=checkpoint(), total_timesteps=step + 64))
     assert torch.load(path, weights_only=True)["global_step"] == step + 64
 
 
@@ -323,14 +277,13 @@ def test_an_evaluation_plays_the_likeliest_actions_or_samples_as_the_script_says
 
 @pytest.mark.parametrize("episodes", [1, 3])
 def test_a_film_shows_each_episode_that_was_evaluated(ppo, episodes):
-    imageio = pytest.importorskip("imageio")
     args = small(ppo, env_id="probe_envs:Truncated-v0", eval_episodes=episodes, capture_video=True)
     _, path = train(ppo, args)
     ppo.evaluate(path, args)
     films = sorted((path.parent / "videos").glob("*.mp4"))
     assert len(films) == episodes
-    for film in films:
-        frames = np.stack([frame for frame in imageio.get_reader(film)])  # noqa: C416
+    for path in films:
+        frames = film(path)
         assert len(frames) == 6 and frames.std(0).max() > 20
 
 

@@ -3,15 +3,13 @@
 import copy
 import difflib
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, checkpoint, train
+from conftest import ROOT, checkpoint, start, train
 from test_scripts import definitions
 from test_training import scalars
 from torch import nn
@@ -29,7 +27,7 @@ DECLARED = {
     penalty: ("ppo_continuous", "adapt_kl_coef", "Args Agent update train", "", 40),
     masks: ("ppo_discrete", "MaskedEnv", "Args QuietEnv make_envs Agent", "flatten", 60),
     lstm: ("ppo_discrete", "with_memory", "Args Agent collect update train evaluate", "", 90),
-    pixels: ("ppo_discrete", "ImageEnv", "Args make_envs Agent train", "flatten mlp", 60),
+    pixels: ("ppo_discrete", "ImageEnv", "Args make_envs Agent collect train", "flatten mlp", 60),
     trpo: ("ppo_continuous", TRPO_OWN, "Args update train", "ppo_loss", 120),
     torchrun: ("ppo_atari", "", "update train log main", "", 40),
 }
@@ -63,8 +61,9 @@ def test_what_is_shared_is_equal_to_the_byte(variant):
 def test_it_trains_as_a_script_alone_in_a_folder(variant, tmp_path):
     script = shutil.copy(variant.__file__, tmp_path)
     flags = "--env-id=Pendulum-v1 --num-envs=2 --num-steps=16 --total-timesteps=96 --eval-episodes=1"
-    result = subprocess.run([sys.executable, script, *flags.split()], capture_output=True, text=True)
-    assert result.returncode == 0 and "evaluation: 1 of 1 episodes" in result.stdout, result.stderr
+    process = start(script, *flags.split(), PYTHONPATH="")
+    out, err = process.communicate()
+    assert process.returncode == 0 and "evaluation: 1 of 1 episodes" in out, err
     assert len([*tmp_path.glob(f"runs/*{variant.__name__}*/checkpoint.pt")]) == 1
 
 
@@ -185,86 +184,86 @@ def test_an_accepted_step_gains_and_stays_in_the_trust_region(problem, max_kl, d
 
 # ---- torchrun -------------------------------------------------------------------------------------
 
+
+def run_with_torchrun(*command, **env):
+    """The exit status, stdout and stderr of two processes."""
+    process = start("-m", "torch.distributed.run", "--nproc-per-node", 2, *command, **env)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
 # Trains as one process of two, and keeps the seeds that it was given, what it did, and where it ended.
 TRAIN = """
-import sys
-sys.path[:0] = [{root!r} + "/variants", {root!r} + "/tests"]
-import torch, torch.distributed as dist, ppo_torchrun_atari as ppo
 from pathlib import Path
 from conftest import small
-seeds, rollouts, make_envs, collect = [], [], ppo.make_envs, ppo.collect
-def spy(args, num_envs, *rest):
-    envs = make_envs(args, num_envs, *rest)
-    reset = envs.reset
-    envs.reset = lambda *, seed: seeds.append(seed) or reset(seed=seed)
-    return envs
+import os, torch, torch.distributed as dist, ppo_torchrun_atari as ppo
+seeds, rollouts, reset, collect = [], [], ppo.GameStatistics.reset, ppo.collect
+def spy(self, *, seed):
+    seeds.append(seed)
+    return reset(self, seed=seed)
 def keep(*args):
     rollouts.append(collect(*args))
-    {extra}
+    if {dies} and len(rollouts) == 2 and rank == 1:
+        os._exit(7)
     return rollouts[-1]
-ppo.make_envs, ppo.collect = spy, keep
+ppo.GameStatistics.reset, ppo.collect = spy, keep
 dist.init_process_group("gloo")
 rank = dist.get_rank()
-flags = dict(num_envs=4, num_steps=64, total_timesteps=768, num_minibatches=2)
-flags |= dict(target_kl=1e-5, learning_rate=1e-2)
-agent = ppo.train(small(ppo, **flags), Path(f"run{{rank}}"))
-state = {{name: value.detach() for name, value in agent.state_dict().items()}}
-torch.save((seeds[0], [r.actions for r in rollouts], [r.rewards for r in rollouts], state), f"{{rank}}.pt")
+args = small(ppo, num_steps=64, total_timesteps=768, num_minibatches=2, target_kl=1e-5, learning_rate=1e-2)
+ppo.train(args, Path(f"run{{rank}}"))
+torch.save((seeds[0], rollouts[0].actions), f"{{rank}}.pt")
 """
 
 
-def run_with_torchrun(*command):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *map(str, command)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
-
-
 def test_two_processes_have_one_policy_and_games_of_their_own():
-    Path("train.py").write_text(TRAIN.format(root=str(ROOT), extra="pass"))
-    done = run_with_torchrun("train.py")
-    assert done.returncode == 0, done.stderr[-3000:]
-    (seeds, actions, _, state), (other_seeds, other_actions, _, other_state) = (
-        torch.load(f"{rank}.pt", weights_only=True) for rank in (0, 1)
-    )
+    Path("train.py").write_text(TRAIN.format(dies=False))
+    code, _, err = run_with_torchrun("train.py")
+    assert code == 0, err
+    (seeds, actions), (other_seeds, other_actions) = (torch.load(f"{rank}.pt") for rank in (0, 1))
     assert len({*seeds, *other_seeds}) == 4 == len(seeds) + len(other_seeds)
-    assert not torch.equal(actions[0], other_actions[0])
-    for name, value in state.items():
-        assert torch.equal(value, other_state[name]), name  # to the bit
+    assert not torch.equal(actions, other_actions)
+    saved, other = (torch.load(f"run{rank}/checkpoint.pt", weights_only=True) for rank in (0, 1))
+    for name, value in saved["agent"].items():
+        assert torch.equal(value, other["agent"][name]), name  # to the bit
     for tag in ("losses/policy_loss", "losses/explained_variance", "charts/gradient_steps"):  # of the whole
         assert scalars(tag, "run0") == scalars(tag, "run1") and list(scalars(tag, "run0")) == [256, 512, 768]
     assert max(scalars("charts/gradient_steps", "run0").values()) < 8  # --target-kl stopped both at once
-    saved = torch.load("run0/checkpoint.pt", weights_only=True)
     assert saved["global_step"] == 768 and saved["args"]["num_envs"] == 4
 
 
+# Each rank has a batch of its own; one step of SGD on the mean of both losses, by hand.
+STEP = """
+from conftest import small
+import torch, torch.distributed as dist, ppo_torchrun_atari as ppo
+from torch.nn.parallel import DistributedDataParallel
+dist.init_process_group("gloo")
+args = small(ppo, num_minibatches=1, update_epochs=1, max_grad_norm=1e9)
+torch.manual_seed(0)
+agent = ppo.Agent(ppo.make_envs(args, 1), args)
+def batch():
+    frames, actions = torch.randint(256, (6, 4, 84, 84), dtype=torch.uint8), torch.randint(4, (6,))
+    return ppo.Batch(frames, actions, torch.randn(6) * 0.1 - 1.4, *torch.randn(3, 6))
+batches = [batch(), batch()]
+start = [p.detach().clone() for p in agent.parameters()]
+losses = [ppo.ppo_loss(*agent(b.inputs), b, args.clip_coef, args)[0] for b in batches]
+expected = torch.autograd.grad((losses[0] + losses[1]) / 2, list(agent.parameters()))
+sgd = torch.optim.SGD(agent.parameters(), lr=1.0)
+ppo.update(DistributedDataParallel(agent), sgd, batches[dist.get_rank()], args.clip_coef, args)
+for p, before, g in zip(agent.parameters(), start, expected):
+    torch.testing.assert_close(before - p, g, rtol=1e-3, atol=1e-5)
+"""
+
+
 def test_the_gradient_is_the_mean_of_all_processes_minibatches():
-    """Each rank has a batch of its own; one step of SGD on the mean of both losses, by hand."""
-    Path("step.py").write_text(
-        f"import sys; sys.path[:0] = [{str(ROOT / 'variants')!r}, {str(ROOT / 'tests')!r}]\n"
-        "import torch, torch.distributed as dist, ppo_torchrun_atari as ppo\n"
-        "from torch.nn.parallel import DistributedDataParallel\nfrom conftest import small\n"
-        "dist.init_process_group('gloo'); rank = dist.get_rank()\n"
-        "args = small(ppo, num_minibatches=1, update_epochs=1, max_grad_norm=1e9)\n"
-        "torch.manual_seed(0); envs = ppo.make_envs(args, 1); agent = ppo.Agent(envs, args)\n"
-        "frames = lambda: torch.randint(256, (6, 4, 84, 84), dtype=torch.uint8)\n"
-        "batches = [ppo.Batch(frames(), torch.randint(4, (6,)),\n"
-        "    torch.randn(6) * 0.1 - 1.4, torch.randn(6), torch.randn(6), torch.randn(6)) for _ in range(2)]\n"
-        "start = [p.detach().clone() for p in agent.parameters()]\n"
-        "losses = [ppo.ppo_loss(*agent(b.inputs), b, args.clip_coef, args)[0] for b in batches]\n"
-        "expected = torch.autograd.grad((losses[0] + losses[1]) / 2, list(agent.parameters()))\n"
-        "sgd = torch.optim.SGD(agent.parameters(), lr=1.0)\n"
-        "ppo.update(DistributedDataParallel(agent), sgd, batches[rank], args.clip_coef, args)\n"
-        "for p, before, g in zip(agent.parameters(), start, expected):\n"
-        "    torch.testing.assert_close(before - p, g, rtol=1e-3, atol=1e-5)\n"
-    )
-    done = run_with_torchrun("step.py")
-    assert done.returncode == 0, done.stderr[-3000:]
+    Path("step.py").write_text(STEP)
+    code, _, err = run_with_torchrun("step.py")
+    assert code == 0, err
 
 
 def test_a_process_that_dies_ends_the_run():
-    die = "if len(rollouts) == 2 and rank == 1: import os; os._exit(7)"
-    Path("die.py").write_text(TRAIN.format(root=str(ROOT), extra=die))
-    done = run_with_torchrun("die.py")
-    assert done.returncode != 0 and not Path("0.pt").exists()
+    Path("die.py").write_text(TRAIN.format(dies=True))
+    code, _, _ = run_with_torchrun("die.py")
+    assert code != 0 and not Path("0.pt").exists()
 
 
 @pytest.mark.parametrize(
@@ -273,14 +272,12 @@ def test_a_process_that_dies_ends_the_run():
      ("--num-envs=2 --num-steps=4 --num-minibatches=3", "batch of 8: not from 12 ")],
 )  # fmt: skip
 def test_what_cannot_be_split_costs_one_line(flags, message):
-    done = run_with_torchrun(torchrun.__file__, *flags.split())
-    assert done.returncode != 0 and f"error: {message}" in done.stderr and not Path("runs").exists()
+    code, _, err = run_with_torchrun(torchrun.__file__, *flags.split())
+    assert code != 0 and f"error: {message}" in err and not Path("runs").exists()
 
 
 def test_it_trains_as_a_script_with_torchrun_and_evaluates_once():
-    flags = (
-        "--num-envs=2 --num-steps=16 --total-timesteps=64 --eval-episodes=1 --num-minibatches=2 --threads=1"
-    )
-    done = run_with_torchrun(torchrun.__file__, *flags.split())
-    assert done.returncode == 0 and done.stdout.count("evaluation: 1 of 1 episodes") == 1, done.stderr[-3000:]
+    flags = "--num-envs=2 --num-steps=16 --total-timesteps=64 --eval-episodes=1 --num-minibatches=2"
+    code, out, err = run_with_torchrun(torchrun.__file__, *flags.split(), "--threads=1", PYTHONPATH="")
+    assert code == 0 and out.count("evaluation: 1 of 1 episodes") == 1, err
     assert torch.load(checkpoint(), weights_only=True)["global_step"] == 64
