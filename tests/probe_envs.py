@@ -31,6 +31,7 @@ class Probe(gym.Env):
         return self.obs(), {}
 
     def step(self, action):
+        assert not self.discrete or type(action) is int, type(action)  # some refuse NumPy's, as nasim
         assert self.action_space.contains(action if self.discrete else action.astype(np.float32)), action
         action = np.array([2.0 * action - 1]) if self.discrete else action
         reward, terminated, truncated = self.outcome(action)

@@ -16,6 +16,7 @@ from torch.func import grad_and_value, vmap
 import ppo_continuous as ppo
 
 PAGE, JS, INF = (ROOT / "docs/index.html").read_text("utf-8"), quickjs.Context(), float("inf")
+torch.manual_seed(0)
 JS.eval(re.search('<script id="math">(.*?)</script>', PAGE, re.S)[1])
 near = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-9, check_dtype=False)  # JSON has no 0.0
 PROBE = """<script>

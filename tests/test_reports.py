@@ -75,15 +75,6 @@ def test_what_never_ends_is_cut_off_and_marked(capsys, monkeypatch):
     assert "evaluation: 1 of 3 episodes, mean return 301\n" in out and "evaluation: 0 of 1 episodes" in out
 
 
-@with_all_scripts
-def test_an_evaluation_shows_its_limit_from_the_start(ppo, monkeypatch):
-    seen = []
-    _, path = train(ppo, small(ppo))
-    monkeypatch.setattr(ppo, "tqdm", lambda steps, *_, **__: seen.append(len(steps)) or steps[:5])
-    ppo.evaluate(path, small(ppo, eval_episodes=3))
-    assert seen == [81_000 if ppo is ppo_atari else 30_000]
-
-
 def test_ctrl_c_in_an_evaluation_prints_what_ended(ppo, monkeypatch, capsys):
     _, path = train(ppo, small(ppo))
     calls, step = [], Match.step
@@ -110,29 +101,11 @@ def test_small_returns_can_be_read_and_are_printed_before_environments_close(ppo
     assert "evaluation: 2 of 2 episodes, mean return 1.5e-06\n" in out and "return 1.5e-06" in err
 
 
-def test_a_moved_checkpoint_does_not_end_the_run_that_resumed_it(ppo, monkeypatch):
-    _, path = train(ppo, small(ppo))
-    args, collect = small(ppo, resume=path, total_timesteps=384), ppo.collect
-    monkeypatch.setattr(ppo, "collect", lambda *args: path.unlink(missing_ok=True) or collect(*args))
-    train(ppo, args, "resumed")
-    assert torch.load("resumed/checkpoint.pt", weights_only=True)["global_step"] == 384
-
-
 @pytest.mark.parametrize("wrap", [np.array, np.float32, lambda reward: np.array([reward]), torch.tensor])
 def test_a_reward_is_one_number_however_it_is_wrapped(ppo, monkeypatch, wrap):
     outcome, expected = Match.outcome, weights(ppo, total_timesteps=128)
     monkeypatch.setattr(Match, "outcome", lambda self, a: (wrap(outcome(self, a)[0]), True, False))
     assert torch.allclose(weights(ppo, total_timesteps=128), expected, atol=1e-5)
-
-
-def test_a_discrete_action_is_a_plain_integer(monkeypatch):
-    """nasim refuses NumPy's."""
-    seen, step = set(), Match.step
-    monkeypatch.setenv("PROBE_ACTIONS", "Discrete")
-    monkeypatch.setattr(Match, "step", lambda self, a: seen.add(type(a)) or step(self, a))
-    _, path = train(ppo_discrete, small(ppo_discrete))
-    ppo_discrete.evaluate(path, small(ppo_discrete))
-    assert seen == {int}
 
 
 def test_a_reward_of_several_numbers_is_refused(ppo, monkeypatch):
@@ -156,15 +129,6 @@ def test_dropout_leaves_ratios_and_evaluations_as_they_are(ppo, monkeypatch, rec
     _, path = train(ppo, small(ppo))
     assert len(updates) == 4 and all(abs(call.result[0]["approx_kl"]) < 1e-6 for call in updates)
     assert ppo.evaluate(path, small(ppo)) == ppo.evaluate(path, small(ppo))
-
-
-def test_a_default_dtype_that_an_environment_set_is_kept(ppo):
-    torch.set_default_dtype(torch.float64)
-    try:
-        agent, path = train(ppo, small(ppo))
-        assert agent.critic[0].weight.dtype == torch.float64 and len(ppo.evaluate(path, small(ppo))) == 2
-    finally:
-        torch.set_default_dtype(torch.float32)
 
 
 def test_a_mask_that_is_ignored_is_named_with_what_heeds_it():

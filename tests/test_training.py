@@ -1,14 +1,13 @@
 """Whole trainings: in environments whose values are known, and what they leave behind."""
 
 import math
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import checkpoint, film, small, start, train, with_all_scripts
+from conftest import checkpoint, film, small, train, with_all_scripts
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import ppo_atari
@@ -178,13 +177,6 @@ def test_the_log_says_what_happened_in_a_batch(ppo, record):
         assert scalars("charts/action_std")[60] == pytest.approx(0.6, rel=0.1)
 
 
-def test_six_runs_in_a_second_have_six_folders(ppo, main, monkeypatch):
-    monkeypatch.setattr(ppo, "train", lambda args, run_dir: run_dir.mkdir(parents=True))
-    monkeypatch.setattr(ppo, "evaluate", lambda *_: None)
-    assert [main()[0] for _ in range(6)] == [0] * 6
-    assert len(list(Path("runs").iterdir())) == 6
-
-
 def test_resuming_restores_all_to_the_bit_and_goes_on_in_a_folder_of_its_own(ppo, record):
     agent, path = train(ppo, small(ppo))
     saved, before, whole = torch.load(path, weights_only=True), agent.state_dict(), path.read_bytes()
@@ -214,21 +206,6 @@ def test_a_resumed_run_is_the_same_each_time_and_does_not_draw_the_first_actions
     assert all(torch.equal(agents[0][name], agents[1][name]) for name in agents[0])
     first, resumed, again = (rollouts[i].result.actions for i in (0, 4, 5))
     assert torch.equal(resumed, again) and not torch.equal(resumed, first)
-
-
-def test_a_killed_run_has_a_whole_checkpoint_and_goes_on_from_it(ppo):
-    """Killed without a warning, also while a checkpoint is being written."""
-    flags = ["--env-id=probe_envs:Match-v0", "--num-envs=4", "--num-steps=16", "--total-timesteps=1000000"]
-    process = start(ppo.__file__, *flags, "--eval-episodes=1")
-    while not list(Path("runs").glob("*/checkpoint.pt")):
-        assert process.poll() is None, process.communicate()
-    process.kill()
-    process.communicate()
-    saved = ppo.load_checkpoint(checkpoint())
-    step = saved["global_step"]
-    assert step % 64 == 0
-    _, path = train(ppo, replace(saved["args"], resume=checkpoint(), total_timesteps=step + 64))
-    assert torch.load(path, weights_only=True)["global_step"] == step + 64
 
 
 def test_a_checkpoint_is_replaced_only_by_a_whole_one(ppo, monkeypatch):
@@ -290,15 +267,3 @@ def test_a_film_shows_each_episode_that_was_evaluated(ppo, episodes):
 def test_the_std_of_the_policy_is_learned_from_its_first_value():
     agent, _ = train(ppo_continuous, small(ppo_continuous, initial_std=0.5))
     assert 1e-6 < abs(agent.log_std.item() - math.log(0.5)) < 0.5
-
-
-def test_a_copy_of_a_script_makes_the_same_weights_to_the_bit(ppo):
-    shutil.copy(ppo.__file__, "renamed.py")
-    flags = ["--env-id=probe_envs:Match-v0", "--num-envs=4", "--num-steps=16", "--total-timesteps=256"]
-    process = start("renamed.py", *flags, "--eval-episodes=2")
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
-    agent, path = train(ppo, small(ppo))
-    copied = torch.load(checkpoint(), weights_only=True)["agent"]
-    assert all(torch.equal(value, copied[name]) for name, value in agent.state_dict().items())
-    assert f"mean return {np.mean(ppo.evaluate(path, small(ppo))):.5g}" in out
