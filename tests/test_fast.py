@@ -129,8 +129,9 @@ def test_the_physics_and_rewards_are_gymnasiums(name):
 @pytest.mark.parametrize("limit, threads", [(4, 1), (4, 2), (1000, 1)])
 def test_every_row_is_a_real_transition_and_an_end_is_an_end(limit, threads):
     """Of 16 poles several end in one step: by falling, by time, and with limit 4 by both."""
-    envs = fast.Pool(fast.Args("InvertedPendulum-v5", num_envs=16, threads=threads), list(range(16)))
-    envs.limit, twin = limit, gym.make("InvertedPendulum-v5").unwrapped
+    flags = {"num_envs": 16, "threads": threads, "env_kwargs": {"max_episode_steps": limit}}
+    envs = fast.Pool(fast.Args("InvertedPendulum-v5", **flags), list(range(16)))
+    twin = gym.make("InvertedPendulum-v5").unwrapped
     twin.reset()
     ends, returns, age, obs = [], np.zeros(16), np.zeros(16, int), envs.pool.reset()[0]
     finished, actions = [], np.linspace(0.15, 1, 16)[:, None]
@@ -190,9 +191,11 @@ def test_checkpoints_go_both_ways():
 
 
 def test_what_cannot_be_served_costs_one_line(monkeypatch):
-    args = fast.Args("MountainCarContinuous-v1", num_envs=2)
-    with pytest.raises(gym.error.Error, match="EnvPool has no MountainCarContinuous-v1"):
-        fast.Pool(args, [1, 2])
+    refused = {"Mountain-v1": "EnvPool has no Mountain-v1", "Humanoid-v4": "no contact forces.*v5"}
+    for env_id, message in (refused | {"Hopper-v5": "Hopper-v5 cannot take .*gravity"}).items():
+        args = fast.Args(env_id, num_envs=2, env_kwargs={"gravity": 1})
+        with pytest.raises(gym.error.Error, match=message):
+            fast.Pool(args, [1, 2])
     monkeypatch.setitem(sys.modules, "envpool", None)
     with pytest.raises(gym.error.Error, match="pip install envpool"):
         fast.Pool(args, [1, 2])

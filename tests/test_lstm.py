@@ -114,6 +114,10 @@ def test_a_cue_is_remembered_which_ppo_discrete_cannot():
     assert np.mean(ppo_discrete.evaluate(path, plain)) < 0.7
 
 
+def test_large_whole_numbers_are_not_rounded():
+    assert ppo.with_memory(torch.tensor([[2**30 + 1]]), torch.zeros(1, 2))[0, 0] == 2**30 + 1
+
+
 def test_fewer_environments_than_minibatches_are_refused():
     with pytest.raises(gym.error.Error, match="2 environments, 4 minibatches"):
         train(ppo, args_of(num_envs=2, num_minibatches=4))

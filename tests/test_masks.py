@@ -43,7 +43,7 @@ class Masked(gym.Env):
         return self.look()
 
     def step(self, action):
-        assert action in self.action_space
+        assert action in self.action_space and isinstance(action, int | np.ndarray), type(action)
         choices = np.ravel(action - getattr(self.action_space, "start", 0)).astype(int)
         offsets = np.cumsum([0, *self.nvec[:-1]])
         assert self.mask[offsets + choices].all(), "an invalid action was taken"

@@ -108,12 +108,6 @@ def test_a_reward_is_one_number_however_it_is_wrapped(ppo, monkeypatch, wrap):
     assert torch.allclose(weights(ppo, total_timesteps=128), expected, atol=1e-5)
 
 
-def test_a_reward_of_several_numbers_is_refused(ppo, monkeypatch):
-    monkeypatch.setattr(Match, "outcome", lambda self, a: (np.ones(2), True, False))
-    with pytest.raises(ValueError, match="size 1"):
-        train(ppo, small(ppo))
-
-
 def test_an_observation_of_no_dimensions_is_a_number(ppo, monkeypatch):
     expected, obs = weights(ppo, total_timesteps=128), Match.obs
     monkeypatch.setattr(Match, "observation_space", gym.spaces.Box(0, 1, (), np.float32))

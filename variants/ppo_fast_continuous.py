@@ -64,7 +64,7 @@ class Args:
     total_timesteps: PositiveInt = 1_000_000  # environment steps
     num_envs: PositiveInt = 16  # N
     vectorization: str = "sync"  # of evaluations
-    threads: PositiveInt = 1  # of EnvPool
+    threads: PositiveInt = 1  # of EnvPool; not saved
     num_steps: PositiveInt = 128  # T
     num_minibatches: PositiveInt = 8
     update_epochs: PositiveInt = 10  # K
@@ -125,8 +125,8 @@ def make_envs(args: Args, num_envs: int, videos: Path | None = None) -> VectorEn
 
 class Pool:
     """EnvPool's environments for actions in [-1, 1]; in the step that ends an episode the next one begins.
-    Called without a wrapper; counts episodes as RecordEpisodeStatistics does. Raises gym.error.Error without
-    envpool, and for an id that it lacks."""
+    Counts episodes as RecordEpisodeStatistics does. Raises gym.error.Error without envpool, and for an id or
+    options that it lacks."""
 
     def __init__(self, args: Args, seeds: list[int]) -> None:
         try:
@@ -137,14 +137,19 @@ class Pool:
             ) from error
         if args.env_id not in envpool.list_all_envs():
             raise gym.error.Error(f"EnvPool has no {args.env_id}: ppo_continuous.py trains on Gymnasium's")
-        # At its own limit EnvPool would call an episode cut off that ends in that very step.
-        self.limit = envpool.make_spec(args.env_id).config.max_episode_steps
-        options = {
-            "num_envs": args.num_envs,
-            "num_threads": args.threads,
-            "max_episode_steps": self.limit + 1,
-        }
-        self.pool = envpool.make(args.env_id, "gymnasium", seed=seeds, **options, **args.env_kwargs)
+        if args.env_id in ("Humanoid-v4", "HumanoidStandup-v4"):
+            raise gym.error.Error(f"EnvPool's {args.env_id} has no contact forces, Gymnasium's has: take v5")
+        # EnvPool calls a fall in its limit's step a truncation. So the limit is kept here, its own is later.
+        limit = envpool.make_spec(args.env_id).config.max_episode_steps
+        self.limit = args.env_kwargs.get("max_episode_steps", limit)
+        options = {"num_envs": args.num_envs, "num_threads": args.threads, "seed": seeds}
+        options |= args.env_kwargs | {"max_episode_steps": self.limit + 1}
+        try:
+            self.pool = envpool.make(args.env_id, "gymnasium", **options)
+        except (TypeError, RuntimeError) as error:
+            raise gym.error.Error(
+                f"EnvPool's {args.env_id} cannot take {args.env_kwargs}: {error}"
+            ) from error
         low, high = self.pool.action_space.low, self.pool.action_space.high
         self.middle, self.half = (high + low) / 2, (high - low) / 2
         self.returns, self.close = np.zeros(args.num_envs), self.pool.close
@@ -444,8 +449,7 @@ def train(args: Args, run_dir: Path) -> Agent:
         obs, step = rollout.next_obs, step + batch_size
         writer.add_scalar("charts/learning_rate", lr, step)
         log(writer, bar, step, envs, agent, batch, history)
-        if step // batch_size % 10 == 0 or step + batch_size > args.total_timesteps:
-            save_checkpoint(run_dir / "checkpoint.pt", args, step, parts)
+        save_checkpoint(run_dir / "checkpoint.pt", args, step, parts)
     envs.close()
     return agent
 
@@ -474,7 +478,9 @@ def save_checkpoint(path: Path, args: Args, step: int, parts: dict[str, Any]) ->
     state = {name: part.state_dict() for name, part in parts.items()}
     if not all(value.isfinite().all() for value in state["agent"].values()):
         raise FloatingPointError(f"reward or loss before step {step} is not finite")
-    saved = {name: value for name, value in vars(args).items() if name != "threads"}  # as ppo_continuous.py
+    saved = {
+        name: value for name, value in vars(args).items() if name != "threads"
+    }  # or ppo_continuous.py could not read it
     state |= {"args": saved | {"resume": None, "evaluate": None}, "global_step": step}
     torch.save(state, path.with_suffix(".tmp"))
     path.with_suffix(".tmp").replace(path)

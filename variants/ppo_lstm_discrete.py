@@ -171,7 +171,7 @@ def mlp(n_in: int, n_out: int, out_gain: float) -> nn.Sequential:
 
 def with_memory(obs: Tensor, memory: Tensor) -> Tensor:
     """What an agent sees, (N, O + 2H): observations (N, *O) and its memory of the steps before (N, 2H)."""
-    return torch.cat([obs.flatten(1), memory], 1)
+    return torch.cat([obs.flatten(1).double(), memory], 1)
 
 
 class Agent(nn.Module):
@@ -179,8 +179,6 @@ class Agent(nn.Module):
 
     def __init__(self, envs: VectorEnv, args: Args) -> None:
         super().__init__()
-        if args.num_envs < args.num_minibatches:
-            raise gym.error.Error(f"{args.num_envs} environments, {args.num_minibatches} minibatches of them")
         obs_size, self.memory_size = int(np.prod(envs.single_observation_space.shape)), 2 * args.lstm_size
         self.encoder = mlp(obs_size, args.lstm_size, out_gain=1.0)
         self.lstm = nn.LSTM(args.lstm_size, args.lstm_size)
@@ -205,9 +203,9 @@ class Agent(nn.Module):
         return obs.to(torch.get_default_dtype()).reshape(len(obs), -1)
 
     def policy_and_values(self, inputs: Tensor, num_steps: int = 1) -> tuple[Distribution, Tensor]:
-        """The rows of inputs (B, I) are sequences of num_steps, which end where an episode begins, too."""
+        """The rows of inputs (B, I) are blocks of num_steps steps; an episode may begin within a block."""
         obs, memory = inputs.tensor_split([-self.memory_size], 1)
-        begins = (memory == 0).all(1)  # an episode; no memory of a step is 0
+        begins = (memory == 0).all(1)  # after a step it is never 0
         begins[::num_steps] = True
         first = begins.nonzero().flatten()
         lengths = first.diff(append=first.new_tensor([len(obs)])).tolist()
@@ -321,9 +319,9 @@ def update(agent: Agent, optimizer: Optimizer, batch: Batch, clip_coef: float, a
     history = []
     for _ in range(args.update_epochs):
         permutation = torch.randperm(args.num_envs, device=args.device)
-        for columns in permutation.tensor_split(args.num_minibatches):
+        for chosen in permutation.tensor_split(args.num_minibatches):
             rows = torch.arange(len(batch.returns), device=args.device).view(-1, args.num_envs)  # (T, N)
-            indices = rows[:, columns].T.flatten()  # the steps of an environment one after the other
+            indices = rows[:, chosen].T.flatten()  # the steps of an environment one after the other
             minibatch = Batch(*(column[indices] for column in batch))
             policy, values = agent.policy_and_values(minibatch.inputs, args.num_steps)
             loss, metrics = ppo_loss(policy, values, minibatch, clip_coef, args)
@@ -343,7 +341,7 @@ def train(args: Args, run_dir: Path) -> Agent:
     torch.set_num_threads(1)
     Distribution.set_default_validate_args(False)  # its checks are slow
     envs = make_envs(args, args.num_envs)
-    agent = Agent(envs, args).to(args.device).eval()  # no dropout in ratios
+    agent = Agent(envs, args).to(args.device).train()  # cuDNN's gradients of an LSTM ask for it
     optimizer = Adam(agent.parameters(), args.learning_rate, eps=1e-5, fused=True)
     scaler = RewardScaler(args)
     parts = {"agent": agent, "optimizer": optimizer, "reward_stats": scaler.stats}
@@ -351,6 +349,8 @@ def train(args: Args, run_dir: Path) -> Agent:
     batch_size, left = args.num_envs * args.num_steps, args.total_timesteps - step
     if not 2 * args.num_minibatches <= batch_size <= left:
         raise gym.error.Error(f"batch of {batch_size}: not from 2 * num_minibatches to {left} steps left")
+    if args.num_envs < args.num_minibatches:
+        raise gym.error.Error(f"{args.num_envs} environments, {args.num_minibatches} minibatches of them")
     seeds = np.random.SeedSequence([args.seed, step]).generate_state(args.num_envs) // 2
     torch.manual_seed(seeds[0])  # new actions if resumed
     obs = torch.as_tensor(envs.reset(seed=seeds.tolist())[0], device=args.device)

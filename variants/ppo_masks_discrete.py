@@ -121,7 +121,7 @@ class MaskedEnv(gym.Wrapper):
         self.t += 1
         space = self.env.action_space
         action = np.reshape(action, space.shape).astype(space.dtype) + getattr(space, "start", 0)
-        obs, reward, terminated, truncated, info = self.env.step(action)
+        obs, reward, terminated, truncated, info = self.env.step(action if action.ndim else action.item())
         return self.observe(obs, info, terminated or truncated), reward, terminated, truncated, {}
 
 

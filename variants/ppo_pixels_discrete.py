@@ -135,7 +135,7 @@ def make_envs(args: Args, num_envs: int, videos: Path | None = None) -> VectorEn
     envs = gym.make_vec(args.env_id, num_envs, args.vectorization, options, wrappers, **kwargs)
     obs, action = envs.single_observation_space, envs.single_action_space
     if not (isinstance(obs, Box) and isinstance(action, Discrete) and action.start == 0):
-        raise gym.error.Error(f"needs Discrete actions from 0, not {action}")
+        raise gym.error.Error(f"needs Discrete actions from 0 (CarRacing-v3: continuous False), not {action}")
     return gym.wrappers.vector.RecordEpisodeStatistics(envs)
 
 
@@ -200,7 +200,7 @@ class Agent(nn.Module):
         return obs  # a batch of floats would be four times as large
 
     def policy_and_values(self, inputs: Tensor) -> tuple[Distribution, Tensor]:
-        x = self.features(inputs.float().div_(255))
+        x = self.features(inputs / 255)
         return Categorical(logits=self.actor(x)), self.critic(x).squeeze(-1)
 
 
@@ -241,7 +241,7 @@ def collect(envs: VectorEnv, agent: Agent, obs: Tensor, args: Args) -> Rollout:
         actions = policy.sample()
         next_obs, rewards, terminated, truncated, info = envs.step(actions.cpu().numpy())
         outcome = tensor(rewards).float(), tensor(terminated), tensor(truncated)
-        steps.append((actions, policy.log_prob(actions), values, *outcome))  # as in Rollout
+        steps.append((actions, policy.log_prob(actions), values, *outcome))  # as in Rollout, after obs
         if truncated.any():  # next_obs is of the next episode
             final_obs.append(tensor(np.stack(info["final_obs"][truncated])))
         obs = tensor(next_obs)
@@ -357,7 +357,7 @@ def train(args: Args, run_dir: Path) -> Agent:
         obs, step = rollout.next_obs, step + batch_size
         writer.add_scalar("charts/learning_rate", lr, step)
         log(writer, bar, step, envs, agent, batch, history)
-        del rollout, batch  # its frames, before there are new ones
+        del rollout, batch  # frees its frames before the next
         save_checkpoint(run_dir / "checkpoint.pt", args, step, parts)
     envs.close()
     return agent
