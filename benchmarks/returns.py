@@ -263,7 +263,8 @@ def figure(name: str, against: Literal["step", "seconds"] = "step") -> None:
                 grid, values = curves([run for _, run in runs.groupby("seed")], against)
                 ax.plot(grid / scale, values.T, color=color, alpha=0.25, linewidth=0.8)
                 label = " ".join(side) if len(sides) > 1 else None
-                ax.plot(grid / scale, np.nanmean(values, axis=0), color=color, linewidth=2.2, label=label)
+                mean = np.nanmean if against == "step" else np.mean  # seconds end one by one: it would jump
+                ax.plot(grid / scale, mean(values, axis=0), color=color, linewidth=2.2, label=label)
             ylim = min(0, of_env["return"].min()), 1.1 * highest
             ax.set(title=env_id, xlim=(0, of_env[against].max() / scale), ylim=ylim)
             if ax.get_legend_handles_labels()[0]:
