@@ -245,6 +245,7 @@ def sides_of(task: str, cores: int, cleanrl: Path | None, before: Path | None) -
 @app.command
 def compare(
     tasks: tuple[str, ...] = ("HalfCheetah-v5", "Humanoid-v5", "CartPole-v1", "Breakout"),
+    only: tuple[str, ...] = (),
     repetitions: int = 5,
     cores: int = 1,
     cleanrl: Path | None = None,
@@ -254,6 +255,7 @@ def compare(
 
     Args:
         tasks: names of TASKS.
+        only: sides to measure besides stable-baselines3; all if empty.
         repetitions: how often everything is measured, in turn.
         cores: that each side may use.
         cleanrl: folder with CleanRL's patched scripts.
@@ -261,6 +263,7 @@ def compare(
     """
     for task in tasks:
         rows, sides = [], sides_of(task, cores, cleanrl, before)
+        sides = {side: what for side, what in sides.items() if not only or side in (SB3, *only)}
         with tempfile.TemporaryDirectory() as cache:  # only the first repetition compiles
             for repetition, (side, what) in itertools.product(range(repetitions), sides.items()):
                 measured = in_a_process(*what[:4], cores, f"{cache}/{len(rows) % len(sides)}", *what[4:])

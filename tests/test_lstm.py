@@ -114,8 +114,8 @@ def test_a_cue_is_remembered_which_ppo_discrete_cannot():
     assert np.mean(ppo_discrete.evaluate(path, plain)) < 0.7
 
 
-def test_large_whole_numbers_are_not_rounded():
-    assert ppo.with_memory(torch.tensor([[2**30 + 1]]), torch.zeros(1, 2))[0, 0] == 2**30 + 1
+def test_large_whole_numbers_are_not_rounded_and_a_scalar_is_an_observation():
+    assert ppo.with_memory(torch.tensor([2**30 + 1]), torch.zeros(1, 2))[0, 0] == 2**30 + 1
 
 
 def test_fewer_environments_than_minibatches_are_refused():

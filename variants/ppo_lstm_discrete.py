@@ -171,7 +171,7 @@ def mlp(n_in: int, n_out: int, out_gain: float) -> nn.Sequential:
 
 def with_memory(obs: Tensor, memory: Tensor) -> Tensor:
     """What an agent sees, (N, O + 2H): observations (N, *O) and its memory of the steps before (N, 2H)."""
-    return torch.cat([obs.flatten(1).double(), memory], 1)
+    return torch.cat([obs.reshape(len(obs), -1).double(), memory], 1)
 
 
 class Agent(nn.Module):

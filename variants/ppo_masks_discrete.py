@@ -7,8 +7,8 @@
 
     python ppo_masks_discrete.py --env-id Taxi-v4
 
-Actions are Discrete, MultiDiscrete or MultiBinary. A mask has a number for each choice, 0 where it is never
-to be taken (Huang & Ontañón 2020). It is the key action_mask of a Dict observation, or of info.
+Actions are Discrete, MultiDiscrete, MultiBinary. A mask has a number for each choice (bits: off, on), 0 where
+it is never to be taken (Huang & Ontañón 2020). It is the key action_mask of a Dict observation, or of info.
 
 Read it beside Schulman et al. 2017, arXiv:1707.06347 ("eq."); `train` is its Algorithm 1.
 
@@ -102,16 +102,17 @@ class MaskedEnv(gym.Wrapper):
         self.observation_space = Box(-np.inf, np.inf, (flatdim(space) + self.choices.size,), np.float64)
 
     def observe(self, obs: Any, info: dict, ended: bool = False) -> np.ndarray:
-        given, mask = info.get("action_mask", self.choices[self.choices]), self.choices.astype(float)
+        given, mask = info.get("action_mask"), self.choices.astype(float)
         if isinstance(obs, dict):
             given = obs.get("action_mask", given)
             obs = {key: part for key, part in obs.items() if key != "action_mask"}
+        given = self.choices[self.choices] if given is None else given
         given = np.ravel(given) if isinstance(given, np.ndarray) else np.hstack([*map(np.ravel, given)])
         if len(given) == self.count:
             mask[self.choices] = given
             if ended or mask.any(1).all():
                 return np.concatenate([gym.spaces.flatten(self.space, obs), mask.flatten()])
-        raise gym.error.Error(f"{self.spec.id}, step {self.t}: no valid action of {self.count} in {given}")
+        raise gym.error.Error(f"{self.spec.id}, step {self.t}: no valid mask of {self.count}: {given}")
 
     def reset(self, **kwargs: Any) -> tuple:
         self.t = 0

@@ -86,18 +86,18 @@ class Args:
 
 
 class ImageEnv(gym.ObservationWrapper):
-    """Observations (C, S, S): an image (H, W, C) or (C, H, W) of bytes, or a Dict's, resized, grey or not."""
+    """Observations (C, S, S): an image (H, W, C) or (C, H, W) of bytes, or a Dict's, resized; RGB to grey."""
 
     def __init__(self, env: gym.Env, args: Args) -> None:
         super().__init__(env)
         space, self.size, self.colour = env.observation_space, args.frame_size, args.colour
         spaces = space.spaces if isinstance(space, Dict) else {None: space}
         images = [key for key, part in spaces.items() if part.dtype == np.uint8 and len(part.shape) == 3]
-        if len(images) != 1:
-            raise gym.error.Error(f"no image of bytes (H, W, C) or (C, H, W) in {space}: use ppo_discrete.py")
+        if len(images) != 1 or min(spaces[images[0]].shape) > 4:  # OpenCV's limit
+            raise gym.error.Error(f"no image of bytes (H, W, C<5), (C, H, W) in {space}: use ppo_discrete.py")
         self.key, (first, *_, last) = images[0], spaces[images[0]].shape
-        self.channel_axis = 0 if first in (1, 3) and last not in (1, 3) else 2
-        self.observation_space = Box(0, 255, (3 if args.colour else 1, self.size, self.size), np.uint8)
+        self.channel_axis = 0 if first < last else 2
+        self.observation_space = Box(0, 255, self.observation(space.sample()).shape, np.uint8)
 
     def observation(self, observation: Any) -> np.ndarray:
         image = observation if self.key is None else observation[self.key]
