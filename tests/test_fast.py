@@ -157,17 +157,17 @@ def test_every_row_is_a_real_transition_and_an_end_is_an_end(limit, threads):
 
 
 def test_rows_of_a_rollout_are_not_overwritten():
-    args = fast.Args("HalfCheetah-v5", num_envs=3, num_steps=20)
-    envs = fast.Pool(args, [1, 2, 3])
-    agent = make_agent(args, 17, 6)
+    args = fast.Args("InvertedPendulum-v5", num_envs=3, num_steps=20, env_kwargs={"max_episode_steps": 4})
+    envs, again = (fast.Pool(args, [1, 2, 3]) for _ in range(2))
+    agent, finals = make_agent(args, 4, 1), []
     rollout = fast.collect(envs, agent, torch.as_tensor(envs.pool.reset()[0]), args)
-    again = fast.Pool(args, [1, 2, 3])
     obs = again.pool.reset()[0].copy()
     for t in range(20):
         np.testing.assert_array_equal(rollout.obs[t], obs)
-        obs = again.step(rollout.actions[t].numpy())[0].copy()
-    np.testing.assert_array_equal(rollout.next_obs, obs)
-    assert len(np.unique(rollout.obs[0, :, 0])) == 3  # a seed for each
+        obs, *_, final_obs = again.step(rollout.actions[t].numpy())
+        obs, finals = obs.copy(), [*finals, *final_obs]
+    np.testing.assert_array_equal([*rollout.final_obs, *rollout.next_obs], [*finals, *obs])
+    assert len(np.unique(rollout.obs[0, :, 0])) == 3 and len(finals) > 5  # seeds differ
 
 
 def test_it_trains_is_the_same_by_seed_and_resumes():

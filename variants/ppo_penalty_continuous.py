@@ -77,7 +77,7 @@ class Args:
     anneal_clip_coef: bool = False  # to 0, linearly
     clip_vloss: bool = False  # clip values, too
     target_kl: PositiveFloat | None = None  # ends an update; of all dimensions together
-    vf_coef: NonNegativeFloat = 0.5  # 2 c_1, weight of the value loss
+    vf_coef: NonNegativeFloat = 0.5  # c_1, of half a squared error
     ent_coef: NonNegativeFloat = 0.0  # c_2, weight of the entropy
     max_grad_norm: PositiveFloat = 0.5
     initial_std: FinitePositive = 0.6  # of actions in [-1, 1]

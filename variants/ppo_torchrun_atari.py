@@ -72,7 +72,7 @@ class Args:
     anneal_clip_coef: bool = False  # to 0, linearly, as in the paper
     clip_vloss: bool = False  # clip values, too
     target_kl: PositiveFloat | None = None  # an update ends above it
-    vf_coef: NonNegativeFloat = 0.5  # 2 c_1, weight of the value loss
+    vf_coef: NonNegativeFloat = 0.5  # c_1, of half a squared error
     ent_coef: NonNegativeFloat = 0.01  # c_2, weight of the entropy
     max_grad_norm: PositiveFloat = 0.5
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
