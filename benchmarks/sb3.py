@@ -32,6 +32,9 @@ def make_model(like: str, args: Any, package: str = "stable_baselines3") -> Base
 
     def wrap(env: gym.Env) -> gym.Env:
         if "pixels" in like:
+            if isinstance(env.observation_space, gym.spaces.Dict):  # Vizdoom's
+                screen = env.observation_space["screen"]
+                env = gym.wrappers.TransformObservation(env, lambda obs: obs["screen"], screen)
             return WarpFrame(env, args.frame_size, args.frame_size)
         if not isinstance(env.observation_space, gym.spaces.Box):
             env = gym.wrappers.FlattenObservation(env)
