@@ -186,7 +186,7 @@ def test_a_game_cut_off_by_its_limit_is_bootstrapped_from_the_frames_it_was_cut_
     last = rollout.final_obs.numpy()
     assert (last[:, :3] == twin[:, :3]).all() and ((last[:, 3] != twin[:, 3]).sum((1, 2)) < 100).all()
     estimates = record(ppo, "compute_gae")
-    assert ppo.make_batch(agent, rollout, args).inputs.dtype == torch.uint8  # not four times as large
+    assert ppo.make_batch(agent, rollout, args).obs.dtype == torch.uint8  # not four times as large
     at_the_cut, new_game = estimates[0].args[1][14], rollout.values[15]
     with torch.no_grad():
         np.testing.assert_allclose(at_the_cut, agent(rollout.final_obs)[1], rtol=1e-4)

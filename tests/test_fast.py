@@ -59,14 +59,15 @@ def test_an_update_is_that_of_ppo_continuous(clip_vloss, max_grad_norm, target_k
     ]
     steps = []
     for clip_coef in (0.2, 0.02, 0.5):
-        inputs, actions = torch.randn(64, 5), torch.randn(64, 2)
+        obs, actions = torch.randn(64, 5), torch.randn(64, 2)
         with torch.no_grad():
-            policy, values = expected.policy_and_values(inputs)
-            batch = fast.Batch(inputs, actions, policy.log_prob(actions), values, *torch.randn(2, 64))
+            policy, values = expected(obs)
+            batch = fast.Batch(obs, actions, policy.log_prob(actions), values, *torch.randn(2, 64))
         torch.manual_seed(2)
         theirs = plain.update(expected, optimizers[0], batch, clip_coef, args)
         torch.manual_seed(2)
-        ours = fast.update(gradient, optimizers[1], batch, clip_coef, args)
+        standard = batch._replace(obs=agent.preprocess(obs))
+        ours = fast.update(gradient, optimizers[1], standard, clip_coef, args)
         steps.append(len(ours))
         torch.testing.assert_close(ours, theirs, rtol=5e-4, atol=5e-6)  # all metrics of each minibatch
         weights = [parameters_to_vector(module.parameters()) for module in (agent, expected)]

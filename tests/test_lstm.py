@@ -55,7 +55,7 @@ def one_by_one(agent, obs, begins):
     return [torch.stack(column) for column in zip(*out)]
 
 
-def test_a_rollout_is_what_one_step_after_the_other_gives(record):
+def test_a_rollout_is_what_one_step_after_the_other_gives(record, monkeypatch):
     """With 100 ends of both kinds; the value of a state that was cut off has the memory that led there."""
     args, seen = args_of(norm_obs=False, num_steps=128), []
     torch.manual_seed(1)
@@ -71,6 +71,7 @@ def test_a_rollout_is_what_one_step_after_the_other_gives(record):
     done = torch.cat([rollout.terminated | rollout.truncated for rollout in seen])
     assert done.sum() > 100 and seen[1].truncated.sum() > 20
     agent.double()
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # of preprocess
     cut_off = map(tuple, seen[1].truncated.nonzero().tolist())
     finals = [*zip(cut_off, seen[1].final_obs, strict=True)]
     with torch.no_grad():
@@ -86,7 +87,7 @@ def test_a_rollout_is_what_one_step_after_the_other_gives(record):
                     value = one_by_one(agent, episode, [True] + [False] * (len(episode) - 1))[1][-1]
                     assert next_values[t, n] == pytest.approx(value.item(), rel=1e-4, abs=1e-5)
             rows = torch.arange(128 * 8).view(128, 8)[:, n]
-            policy, again = agent.policy_and_values(batches[1].inputs[rows].double(), 128)
+            policy, again = agent(batches[1].obs[rows], 128)
             torch.testing.assert_close(again, expected[128:], rtol=1e-5, atol=1e-6)
             torch.testing.assert_close(policy.logits, logits[128:].log_softmax(1), rtol=1e-5, atol=1e-6)
 
@@ -98,7 +99,7 @@ def test_the_first_ratio_is_one_and_gradients_reach_back_in_time(record):
     envs = ppo.make_envs(args_of(), 1)
     agent = ppo.Agent(envs, args_of())
     inputs = torch.randn(6, 2 + 128, requires_grad=True)
-    agent.policy_and_values(inputs, 6)[1][5].backward()
+    agent(inputs, 6)[1][5].backward()
     assert (inputs.grad[:, :2].abs().sum(1) > 0).all() and (inputs.grad[1:, 2:] == 0).all()
 
 

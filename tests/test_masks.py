@@ -72,15 +72,15 @@ def test_no_invalid_action_is_ever_taken_and_the_first_ratio_is_one(record, kind
 
 
 @pytest.mark.parametrize("kind", SPACES)
-def test_probabilities_entropy_and_gradients_are_those_of_the_valid_choices(kind):
-    args = small(kind)
-    envs = ppo.make_envs(args, 4)
+def test_probabilities_entropy_and_gradients_are_those_of_the_valid_choices(kind, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # of preprocess
+    envs = ppo.make_envs(small(kind), 4)
     torch.manual_seed(0)
-    agent = ppo.Agent(envs, args).double()
+    agent = ppo.Agent(envs, small(kind)).double()
     with torch.no_grad():
         agent.actor[-1].weight.normal_(0, 1)
-    inputs = agent.preprocess(torch.as_tensor(envs.reset(seed=3)[0])).double()
-    policy, _ = agent.policy_and_values(inputs)
+    obs = torch.as_tensor(envs.reset(seed=3)[0])
+    inputs, (policy, _) = agent.preprocess(obs), agent(obs)
     actions = policy.sample()
     log_prob, entropy = policy.log_prob(actions), policy.entropy()
     (log_prob.sum() + entropy.sum()).backward()

@@ -162,9 +162,9 @@ def test_the_gradient_of_a_batch_is_stable_baselines3s(norm_adv, ent_coef):
         their_parameter.data.copy_(parameter.data)
     buffer = model.rollout_buffer
     buffer.reset()
-    columns = {"observations": batch.inputs, "actions": batch.actions, "values": batch.old_values}
-    columns |= {"log_probs": batch.old_log_probs, "advantages": batch.advantages, "returns": batch.returns}
-    for name, column in columns.items():
+    data = {"observations": agent.preprocess(batch.obs), "actions": batch.actions, "values": batch.old_values}
+    data |= {"log_probs": batch.old_log_probs, "advantages": batch.advantages, "returns": batch.returns}
+    for name, column in data.items():
         getattr(buffer, name)[:] = column.reshape(getattr(buffer, name).shape).numpy()
     buffer.full = True
     model.set_logger(sb3.common.logger.configure(None, []))
@@ -172,7 +172,7 @@ def test_the_gradient_of_a_batch_is_stable_baselines3s(norm_adv, ent_coef):
     theirs.optimizer.step = lambda: None  # keep the gradient
     model.train()
 
-    loss, _ = ppo.ppo_loss(*agent.policy_and_values(batch.inputs), batch, args.clip_coef, args)
+    loss, _ = ppo.ppo_loss(*agent(batch.obs), batch, args.clip_coef, args)
     loss.backward()
     for their_parameter, parameter in zip(their_parameters, parameters):
         assert their_parameter.grad.abs().max() > 1e-4

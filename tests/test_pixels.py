@@ -86,8 +86,8 @@ def test_it_trains_on_bytes_films_and_is_the_same_by_seed(vectorization):
     envs = ppo.make_envs(args, 2)
     rollout = ppo.collect(envs, agents[0][0], torch.as_tensor(envs.reset(seed=1)[0]), args)
     batch = ppo.make_batch(agents[0][0], rollout, args)
-    assert rollout.obs.dtype == batch.inputs.dtype == torch.uint8
-    assert batch.inputs.data_ptr() == rollout.obs.data_ptr()  # not even copied
+    assert rollout.obs.dtype == batch.obs.dtype == torch.uint8
+    assert batch.obs.data_ptr() == rollout.obs.data_ptr()  # not even copied
     assert len(ppo.evaluate(agents[0][1], args_of(capture_video=True))) == 1
     assert len([*Path("first/videos").glob("*.mp4")]) == 1
 

@@ -66,11 +66,10 @@ def test_a_batch_is_the_rollout_flattened_with_advantages_and_returns(ppo, recor
     rollout = ppo.collect(envs, agent, obs, args)
     batch = ppo.make_batch(agent, rollout, args)
     advantages = estimates[0].result
-    inputs = agent.preprocess(rollout.obs.flatten(0, 1)).view(8, 3, 2)
-    columns = rollout.actions, rollout.log_probs, rollout.values, advantages, advantages + rollout.values
-    for got, expected in zip(batch, (inputs, *columns), strict=True):
+    columns = rollout.obs, rollout.actions, rollout.log_probs, rollout.values
+    for got, expected in zip(batch, (*columns, advantages, advantages + rollout.values), strict=True):
         assert torch.equal(got.unflatten(0, (8, 3)), expected)
-    assert all(column.dtype == torch.float32 for column in (batch.inputs, *batch[2:]))
+    assert all(column.dtype == torch.float32 for column in batch[2:])
 
 
 def test_a_batch_can_be_made_again_with_the_values_of_a_better_critic(ppo):
@@ -145,9 +144,9 @@ def test_advantages_are_standardised_in_each_minibatch_and_only_with_the_flag(pp
     batch = batch._replace(advantages=torch.arange(48.0))
     shift, scale = (23.5, np.std(np.arange(48), ddof=1)) if norm_adv else (0.0, 1.0)
     weights = (torch.arange(48.0) - shift) / scale
-    log_probs = agent.policy_and_values(batch.inputs)[0].log_prob(batch.actions)
+    log_probs = agent(batch.obs)[0].log_prob(batch.actions)
     expected = torch.autograd.grad(-(weights * log_probs).mean(), agent.actor[-1].weight)[0]
-    ppo.ppo_loss(*agent.policy_and_values(batch.inputs), batch, args.clip_coef, args)[0].backward()
+    ppo.ppo_loss(*agent(batch.obs), batch, args.clip_coef, args)[0].backward()
     torch.testing.assert_close(agent.actor[-1].weight.grad, expected, rtol=1e-3, atol=1e-4)
 
 

@@ -41,8 +41,7 @@ def seeded():
 
 @pytest.fixture
 def double(monkeypatch):
-    monkeypatch.setattr(torch, "get_default_dtype", lambda: torch.float64)  # of preprocess
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # of preprocess, too
 
 
 @pytest.mark.parametrize("variant", DECLARED)
@@ -94,9 +93,9 @@ def make_penalised(**flags):
     return args, agent, old_agent, batch
 
 
-def mean_kl(old_agent, agent, inputs):
+def mean_kl(old_agent, agent, obs):
     """The mean of KL[old, new] between diagonal Gaussians, by hand."""
-    (old, _), (new, _) = old_agent.policy_and_values(inputs), agent.policy_and_values(inputs)
+    (old, _), (new, _) = old_agent(obs), agent(obs)
     distance = (old.variance + (old.mean - new.mean) ** 2) / new.variance
     return 0.5 * (distance - 1 - (old.variance / new.variance).log()).sum(-1).mean()
 
@@ -108,7 +107,7 @@ def gradients(agent, old_agent, batch, args, kl_coef):
     penalty.update(agent, old_agent, still, batch, args.clip_coef, args)
     of_loss = parameters_to_vector([p.grad for p in agent.parameters()])
     agent.zero_grad(set_to_none=False)
-    (kl_coef * mean_kl(old_agent, agent, batch.inputs)).backward()
+    (kl_coef * mean_kl(old_agent, agent, batch.obs)).backward()
     return of_loss, parameters_to_vector([p.grad for p in agent.parameters()])
 
 
@@ -152,14 +151,14 @@ def test_fisher_vector_product_is_that_of_the_explicit_fisher_matrix(problem):
     """The matrix is the mean of E[∇log π ∇log πᵀ], by quadrature. It is exact: with z = (a - mean) / std, the
     score is a polynomial in z of degree 2, its square of degree 4, and at these three points E[z⁴] = 3."""
     agent, batch, _, parameters = problem
-    inputs, fisher = batch.inputs[::8], 0
-    for row in inputs:
+    obs, fisher = batch.obs[::8], 0
+    for row in obs:
         for z, weight in ((-(3**0.5), 1 / 6), (0.0, 2 / 3), (3**0.5, 1 / 6)):
-            policy, _ = agent.policy_and_values(row[None])
+            policy, _ = agent(row[None])
             log_prob = policy.log_prob((policy.mean + z * policy.stddev).detach()).sum()
             score = parameters_to_vector(torch.autograd.grad(log_prob, parameters))
-            fisher = fisher + weight * torch.outer(score, score) / len(inputs)
-    kl = mean_kl(copy.deepcopy(agent).requires_grad_(False), agent, inputs)
+            fisher = fisher + weight * torch.outer(score, score) / len(obs)
+    kl = mean_kl(copy.deepcopy(agent).requires_grad_(False), agent, obs)
     slope = trpo.flat_gradient(kl, parameters, create_graph=True)
     v = torch.randn(len(fisher), dtype=torch.float64)
     product = trpo.fisher_vector_product(slope, parameters, 0.3, v)
@@ -170,13 +169,13 @@ def test_fisher_vector_product_is_that_of_the_explicit_fisher_matrix(problem):
 def test_an_accepted_step_gains_and_stays_in_the_trust_region(problem, max_kl, damping):
     agent, batch, args, parameters = problem
     old_agent, start = copy.deepcopy(agent), parameters_to_vector(parameters).detach()
-    before = trpo.surrogate(agent.policy_and_values(batch.inputs)[0], batch)
+    before = trpo.surrogate(agent(batch.obs)[0], batch)
     g = trpo.flat_gradient(before, parameters)
     metrics = trpo.policy_step(agent, batch, replace(args, max_kl=max_kl, damping=damping))
-    kl = mean_kl(old_agent, agent, batch.inputs).item()
+    kl = mean_kl(old_agent, agent, batch.obs).item()
     assert metrics["approx_kl"].item() == pytest.approx(kl) and 0.1 * max_kl < kl <= max_kl
     assert (metrics["backtracks"] > 0) == (damping < 0.1)  # the first step is too long with little damping
-    gain = (trpo.surrogate(agent.policy_and_values(batch.inputs)[0], batch) - before).item()
+    gain = (trpo.surrogate(agent(batch.obs)[0], batch) - before).item()
     assert metrics["surrogate_gain"].item() == pytest.approx(gain) and gain > 0 and abs(before) < 1e-6
     promise = g @ (parameters_to_vector(parameters) - start)  # kept by small steps
     assert max_kl > 1e-6 or gain == pytest.approx(promise.item(), rel=1e-2)
@@ -243,7 +242,7 @@ def batch():
     return ppo.Batch(frames, actions, torch.randn(6) * 0.1 - 1.4, *torch.randn(3, 6))
 batches = [batch(), batch()]
 start = [p.detach().clone() for p in agent.parameters()]
-losses = [ppo.ppo_loss(*agent(b.inputs), b, args.clip_coef, args)[0] for b in batches]
+losses = [ppo.ppo_loss(*agent(b.obs), b, args.clip_coef, args)[0] for b in batches]
 expected = torch.autograd.grad((losses[0] + losses[1]) / 2, list(agent.parameters()))
 sgd = torch.optim.SGD(agent.parameters(), lr=1.0)
 ppo.update(DistributedDataParallel(agent), sgd, batches[dist.get_rank()], args.clip_coef, args)

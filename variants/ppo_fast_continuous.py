@@ -106,7 +106,7 @@ class QuietEnv(gym.Wrapper):
 
 
 def make_envs(args: Args, num_envs: int, videos: Path | None = None) -> VectorEnv:
-    """Environments for actions in [-1, 1] (coarse at 1e6)."""
+    """Environments for actions in [-1, 1], mapped to their bounds (too coarsely at 1e6)."""
     kwargs = args.env_kwargs | ({"render_mode": "rgb_array"} if videos else {})
     wrappers = [lambda env: env if type(env.observation_space) is Box else FlattenObservation(env), QuietEnv]
     if videos:
@@ -184,12 +184,12 @@ class RunningMeanStd(nn.Module):
         var, mean = torch.var_mean(samples.double(), 0, correction=0)
         self.count += len(samples)
         weight = len(samples) / self.count
-        self.var += weight * (var - self.var + (1 - weight) * (mean - self.mean) ** 2)
+        self.var += weight * (var - self.var + (1 - weight) * (mean - self.mean) ** 2)  # by the old mean
         self.mean += weight * (mean - self.mean)
 
 
 class RewardScaler:
-    """Divides rewards by the standard deviation of their discounted sums."""
+    """Divides rewards by the standard deviation of their discounted sums, at least 1e-4 of the mean."""
 
     def __init__(self, args: Args) -> None:
         self.gamma, self.stats, self.last_sum = args.gamma, RunningMeanStd(()).to(args.device), 0.0
@@ -227,7 +227,9 @@ class Agent(nn.Module):
 
     def forward(self, obs: Tensor) -> tuple[Distribution, Tensor]:
         """For observations (B, *O): the policy π_θ(·|s) over actions (B, *A), and V(s) (B,)."""
-        return self.policy_and_values(self.preprocess(obs))
+        x = self.preprocess(obs)
+        policy = Independent(Normal(self.actor(x), self.log_std.exp()), 1)
+        return policy, self.critic(x).squeeze(-1)
 
     def preprocess(self, obs: Tensor) -> Tensor:
         if not obs.isfinite().all():
@@ -235,11 +237,7 @@ class Agent(nn.Module):
         if self.norm_obs:
             obs = (obs.double() - self.obs_stats.mean) / (self.obs_stats.var + 1e-8).sqrt()
             obs = obs.clamp(-10, 10)
-        return obs.to(torch.get_default_dtype()).reshape(len(obs), -1)
-
-    def policy_and_values(self, inputs: Tensor) -> tuple[Distribution, Tensor]:
-        policy = Independent(Normal(self.actor(inputs), self.log_std.exp()), 1)
-        return policy, self.critic(inputs).squeeze(-1)
+        return obs.float().reshape(len(obs), -1)
 
 
 # ---- The algorithm ----
@@ -253,14 +251,14 @@ class Rollout(NamedTuple):
     rewards: Tensor  # (T, N), r_t
     terminated: Tensor  # (T, N), bool: a_t led to a terminal state
     truncated: Tensor  # (T, N), bool: a time limit cut the episode off
-    final_obs: Tensor  # (F, *O), those states, by t and n
+    final_obs: Tensor  # (F, *O), the states where one did, by t and n
     next_obs: Tensor  # (N, *O), the states after the last step
 
 
 class Batch(NamedTuple):
     """The transitions of a rollout, or a minibatch of them."""
 
-    inputs: Tensor  # (B, ...), preprocessed
+    obs: Tensor  # (B, *O), s
     actions: Tensor  # (B, *A)
     old_log_probs: Tensor  # (B,), log π_old(a|s)
     old_values: Tensor  # (B,), V(s) before the update
@@ -322,9 +320,9 @@ def make_batch(agent: Agent, rollout: Rollout, args: Args) -> Batch:
     next_values = torch.cat([rollout.values[1:], last_values[None]])
     next_values[rollout.truncated] = final_values  # not the next episode's
     advantages = compute_gae(rollout, next_values, args)
-    columns = rollout.actions, rollout.log_probs, rollout.values, advantages, advantages + rollout.values
-    inputs = agent.preprocess(rollout.obs.flatten(0, 1))
-    return Batch(inputs, *(column.flatten(0, 1) for column in columns))
+    returns = advantages + rollout.values
+    columns = rollout.obs, rollout.actions, rollout.log_probs, rollout.values, advantages, returns
+    return Batch(*(column.flatten(0, 1) for column in columns))
 
 
 def ppo_loss(policy: Distribution, values: Tensor, batch: Batch, clip_coef: float, args: Args) -> tuple:
@@ -334,7 +332,7 @@ def ppo_loss(policy: Distribution, values: Tensor, batch: Batch, clip_coef: floa
     Beyond the other bound the policy has gone the wrong way, and the min keeps the unclipped term, whose
     gradient leads back."""
     advantages = batch.advantages
-    if args.norm_adv:  # a smaller std is noise
+    if args.norm_adv:  # a std below 0.01 would blow up noise
         advantages = (advantages - advantages.mean()) / advantages.std().clamp(min=0.01)
     log_ratio = policy.log_prob(batch.actions) - batch.old_log_probs
     ratio = log_ratio.exp()  # r_t(θ)
@@ -358,14 +356,15 @@ def ppo_loss(policy: Distribution, values: Tensor, batch: Batch, clip_coef: floa
 
 
 class PolicyAndValues(nn.Module):
-    """An agent whose forward takes preprocessed observations, for functional_call."""
+    """An agent whose forward takes preprocessed observations (B, O), for functional_call."""
 
     def __init__(self, agent: Agent) -> None:
         super().__init__()
         self.agent = agent
 
-    def forward(self, inputs: Tensor) -> tuple[Distribution, Tensor]:
-        return self.agent.policy_and_values(inputs)
+    def forward(self, x: Tensor) -> tuple[Distribution, Tensor]:
+        policy = Independent(Normal(self.agent.actor(x), self.agent.log_std.exp()), 1)
+        return policy, self.agent.critic(x).squeeze(-1)
 
 
 def flatten_parameters(agent: Agent) -> Tensor:
@@ -383,7 +382,7 @@ def compile_gradient(agent: Agent, args: Args) -> Callable:
     def loss(vector: Tensor, batch: Batch, clip_coef: Tensor) -> tuple:
         parts = vector.split([parameter.numel() for parameter in parameters])
         state = {name: part.view_as(old) for name, part, old in zip(names, parts, parameters)}
-        policy, values = functional_call(model, state, batch.inputs)
+        policy, values = functional_call(model, state, batch.obs)
         return ppo_loss(policy, values, batch, clip_coef, args)
 
     def gradient(vector: Tensor, batch: Batch, clip_coef: Tensor) -> tuple:
@@ -403,7 +402,7 @@ def update(gradient: Callable, optimizer: Optimizer, batch: Batch, clip_coef: fl
         for minibatch in zip(*columns):
             vector.grad, metrics = gradient(vector, Batch(*minibatch), clip_coef)
             if history and args.target_kl is not None and metrics["approx_kl"] > args.target_kl:
-                return history
+                return history  # never without a step
             optimizer.step()
             history.append(metrics)
     return history
@@ -415,7 +414,7 @@ def train(args: Args, run_dir: Path) -> Agent:
     torch.set_num_threads(1)
     Distribution.set_default_validate_args(False)  # its checks are slow
     envs = make_envs(args, 1)
-    agent = Agent(envs, args).eval()  # no dropout in ratios
+    agent = Agent(envs, args).eval()  # dropout would be noise in ratios
     envs.close()
     gradient = compile_gradient(agent, args)
     optimizer = Adam([flatten_parameters(agent)], args.learning_rate, eps=1e-5, fused=True)
@@ -425,7 +424,7 @@ def train(args: Args, run_dir: Path) -> Agent:
     batch_size, left = args.num_envs * args.num_steps, args.total_timesteps - step
     if not 2 * args.num_minibatches <= batch_size <= left:
         raise gym.error.Error(f"batch of {batch_size}: not from 2 * num_minibatches to {left} steps left")
-    seeds = np.random.SeedSequence([args.seed, step]).generate_state(args.num_envs) // 2
+    seeds = np.random.SeedSequence([args.seed, step]).generate_state(args.num_envs) // 2  # < 2**31
     torch.manual_seed(seeds[0])  # new actions if resumed
     envs = Pool(args, seeds.tolist())
     obs = torch.as_tensor(envs.pool.reset()[0])
@@ -444,8 +443,9 @@ def train(args: Args, run_dir: Path) -> Agent:
             rewards = scaler(rollout.rewards, rollout.terminated | rollout.truncated)
             rollout = rollout._replace(rewards=rewards)
         batch = make_batch(agent, rollout, args)
-        history = update(gradient, optimizer, batch, clip_coef, args)
-        agent.obs_stats.update(rollout.obs.flatten(0, 1))  # not before: π_θ would not start as π_old
+        standard = batch._replace(obs=agent.preprocess(batch.obs))  # once for all steps
+        history = update(gradient, optimizer, standard, clip_coef, args)
+        agent.obs_stats.update(batch.obs)  # not before: π_θ would not start as π_old
         obs, step = rollout.next_obs, step + batch_size
         writer.add_scalar("charts/learning_rate", lr, step)
         log(writer, bar, step, envs, agent, batch, history)

@@ -141,12 +141,12 @@ class RunningMeanStd(nn.Module):
         var, mean = torch.var_mean(samples.double(), 0, correction=0)
         self.count += len(samples)
         weight = len(samples) / self.count
-        self.var += weight * (var - self.var + (1 - weight) * (mean - self.mean) ** 2)
+        self.var += weight * (var - self.var + (1 - weight) * (mean - self.mean) ** 2)  # by the old mean
         self.mean += weight * (mean - self.mean)
 
 
 class RewardScaler:
-    """Divides rewards by the standard deviation of their discounted sums."""
+    """Divides rewards by the standard deviation of their discounted sums, at least 1e-4 of the mean."""
 
     def __init__(self, args: Args) -> None:
         self.gamma, self.stats, self.last_sum = args.gamma, RunningMeanStd(()).to(args.device), 0.0
@@ -187,24 +187,10 @@ class Agent(nn.Module):
         self.obs_stats = RunningMeanStd((obs_size + self.memory_size,))
         self.norm_obs = args.norm_obs
 
-    def forward(self, obs: Tensor) -> tuple[Distribution, Tensor]:
+    def forward(self, obs: Tensor, num_steps: int = 1) -> tuple[Distribution, Tensor]:
         """For (B, O + 2H) of with_memory: the policy π_θ(·|s) over actions (B,), and V(s) (B,). The memory
-        after them is self.memory (B, 2H)."""
-        return self.policy_and_values(self.preprocess(obs))
-
-    def preprocess(self, obs: Tensor) -> Tensor:
-        if not obs.isfinite().all():
-            raise FloatingPointError(f"observation after step {self.obs_stats.count:.0f} is not finite")
-        memory = obs[:, -self.memory_size :]
-        if self.norm_obs:
-            obs = (obs.double() - self.obs_stats.mean) / (self.obs_stats.var + 1e-8).sqrt()
-            obs = obs.clamp(-10, 10)
-        obs = with_memory(obs[:, : -self.memory_size], memory)
-        return obs.to(torch.get_default_dtype()).reshape(len(obs), -1)
-
-    def policy_and_values(self, inputs: Tensor, num_steps: int = 1) -> tuple[Distribution, Tensor]:
-        """The rows of inputs (B, I) are blocks of num_steps steps; an episode may begin within a block."""
-        obs, memory = inputs.tensor_split([-self.memory_size], 1)
+        after them is self.memory (B, 2H). Rows are blocks of num_steps steps; episodes may begin within."""
+        obs, memory = self.preprocess(obs).tensor_split([-self.memory_size], 1)
         begins = (memory == 0).all(1)  # after a step it is never 0
         begins[::num_steps] = True
         first = begins.nonzero().flatten()
@@ -214,6 +200,16 @@ class Agent(nn.Module):
         features, (hidden, cell) = self.lstm(sequences, (hidden[None].contiguous(), cell[None].contiguous()))
         features, self.memory = torch.cat(unpack_sequence(features)), torch.cat([hidden[0], cell[0]], 1)
         return Categorical(logits=self.actor(features)), self.critic(features).squeeze(-1)
+
+    def preprocess(self, obs: Tensor) -> Tensor:
+        if not obs.isfinite().all():
+            raise FloatingPointError(f"observation after step {self.obs_stats.count:.0f} is not finite")
+        memory = obs[:, -self.memory_size :]
+        if self.norm_obs:
+            obs = (obs.double() - self.obs_stats.mean) / (self.obs_stats.var + 1e-8).sqrt()
+            obs = obs.clamp(-10, 10)
+        obs = with_memory(obs[:, : -self.memory_size], memory)
+        return obs.float().reshape(len(obs), -1)
 
 
 # ---- The algorithm ----
@@ -227,14 +223,14 @@ class Rollout(NamedTuple):
     rewards: Tensor  # (T, N), r_t
     terminated: Tensor  # (T, N), bool: a_t led to a terminal state
     truncated: Tensor  # (T, N), bool: a time limit cut the episode off
-    final_obs: Tensor  # (F, *O), those states, by t and n
+    final_obs: Tensor  # (F, *O), the states where one did, by t and n
     next_obs: Tensor  # (N, *O), the states after the last step
 
 
 class Batch(NamedTuple):
     """The transitions of a rollout, or a minibatch of them."""
 
-    inputs: Tensor  # (B, ...), preprocessed
+    obs: Tensor  # (B, *O), s
     actions: Tensor  # (B, *A)
     old_log_probs: Tensor  # (B,), log π_old(a|s)
     old_values: Tensor  # (B,), V(s) before the update
@@ -246,7 +242,7 @@ class Batch(NamedTuple):
 def collect(envs: VectorEnv, agent: Agent, obs: Tensor, args: Args) -> Rollout:
     """Takes T steps from the observations obs (N, *O)."""
     tensor = partial(torch.as_tensor, device=args.device)
-    steps, final_obs = [], [obs[:0]]
+    steps, final_obs = [], [obs[:0]]  # empty, for torch.cat
     for _ in range(args.num_steps):
         policy, values = agent(obs)
         actions = policy.sample()
@@ -279,9 +275,9 @@ def make_batch(agent: Agent, rollout: Rollout, args: Args) -> Batch:
     next_values = torch.cat([rollout.values[1:], last_values[None]])
     next_values[rollout.truncated] = final_values  # not the next episode's
     advantages = compute_gae(rollout, next_values, args)
-    columns = rollout.actions, rollout.log_probs, rollout.values, advantages, advantages + rollout.values
-    inputs = agent.preprocess(rollout.obs.flatten(0, 1))
-    return Batch(inputs, *(column.flatten(0, 1) for column in columns))
+    returns = advantages + rollout.values
+    columns = rollout.obs, rollout.actions, rollout.log_probs, rollout.values, advantages, returns
+    return Batch(*(column.flatten(0, 1) for column in columns))
 
 
 def ppo_loss(policy: Distribution, values: Tensor, batch: Batch, clip_coef: float, args: Args) -> tuple:
@@ -291,7 +287,7 @@ def ppo_loss(policy: Distribution, values: Tensor, batch: Batch, clip_coef: floa
     Beyond the other bound the policy has gone the wrong way, and the min keeps the unclipped term, whose
     gradient leads back."""
     advantages = batch.advantages
-    if args.norm_adv:  # a smaller std is noise
+    if args.norm_adv:  # a std below 0.01 would blow up noise
         advantages = (advantages - advantages.mean()) / advantages.std().clamp(min=0.01)
     log_ratio = policy.log_prob(batch.actions) - batch.old_log_probs
     ratio = log_ratio.exp()  # r_t(θ)
@@ -323,10 +319,10 @@ def update(agent: Agent, optimizer: Optimizer, batch: Batch, clip_coef: float, a
             rows = torch.arange(len(batch.returns), device=args.device).view(-1, args.num_envs)  # (T, N)
             indices = rows[:, chosen].T.flatten()  # the steps of an environment one after the other
             minibatch = Batch(*(column[indices] for column in batch))
-            policy, values = agent.policy_and_values(minibatch.inputs, args.num_steps)
+            policy, values = agent(minibatch.obs, args.num_steps)
             loss, metrics = ppo_loss(policy, values, minibatch, clip_coef, args)
             if history and args.target_kl is not None and metrics["approx_kl"] > args.target_kl:
-                return history
+                return history  # never without a step
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
@@ -351,7 +347,7 @@ def train(args: Args, run_dir: Path) -> Agent:
         raise gym.error.Error(f"batch of {batch_size}: not from 2 * num_minibatches to {left} steps left")
     if args.num_envs < args.num_minibatches:
         raise gym.error.Error(f"{args.num_envs} environments, {args.num_minibatches} minibatches of them")
-    seeds = np.random.SeedSequence([args.seed, step]).generate_state(args.num_envs) // 2
+    seeds = np.random.SeedSequence([args.seed, step]).generate_state(args.num_envs) // 2  # < 2**31
     torch.manual_seed(seeds[0])  # new actions if resumed
     obs = torch.as_tensor(envs.reset(seed=seeds.tolist())[0], device=args.device)
     obs = with_memory(obs, torch.zeros(args.num_envs, 2 * args.lstm_size, device=args.device))
@@ -371,7 +367,7 @@ def train(args: Args, run_dir: Path) -> Agent:
             rollout = rollout._replace(rewards=rewards)
         batch = make_batch(agent, rollout, args)
         history = update(agent, optimizer, batch, clip_coef, args)
-        agent.obs_stats.update(rollout.obs.flatten(0, 1))  # not before: π_θ would not start as π_old
+        agent.obs_stats.update(batch.obs)  # not before: π_θ would not start as π_old
         obs, step = rollout.next_obs, step + batch_size
         writer.add_scalar("charts/learning_rate", lr, step)
         log(writer, bar, step, envs, agent, batch, history)

@@ -98,7 +98,7 @@ class QuietEnv(gym.Wrapper):
 
 
 def make_envs(args: Args, num_envs: int, videos: Path | None = None) -> VectorEnv:
-    """Environments for actions in [-1, 1] (coarse at 1e6)."""
+    """Environments for actions in [-1, 1], mapped to their bounds (too coarsely at 1e6)."""
     kwargs = args.env_kwargs | ({"render_mode": "rgb_array"} if videos else {})
     wrappers = [lambda env: env if type(env.observation_space) is Box else FlattenObservation(env), QuietEnv]
     if videos:
@@ -129,12 +129,12 @@ class RunningMeanStd(nn.Module):
         var, mean = torch.var_mean(samples.double(), 0, correction=0)
         self.count += len(samples)
         weight = len(samples) / self.count
-        self.var += weight * (var - self.var + (1 - weight) * (mean - self.mean) ** 2)
+        self.var += weight * (var - self.var + (1 - weight) * (mean - self.mean) ** 2)  # by the old mean
         self.mean += weight * (mean - self.mean)
 
 
 class RewardScaler:
-    """Divides rewards by the standard deviation of their discounted sums."""
+    """Divides rewards by the standard deviation of their discounted sums, at least 1e-4 of the mean."""
 
     def __init__(self, args: Args) -> None:
         self.gamma, self.stats, self.last_sum = args.gamma, RunningMeanStd(()).to(args.device), 0.0
@@ -172,7 +172,9 @@ class Agent(nn.Module):
 
     def forward(self, obs: Tensor) -> tuple[Distribution, Tensor]:
         """For observations (B, *O): the policy π_θ(·|s) over actions (B, *A), and V(s) (B,)."""
-        return self.policy_and_values(self.preprocess(obs))
+        x = self.preprocess(obs)
+        policy = Independent(Normal(self.actor(x), self.log_std.exp()), 1)
+        return policy, self.critic(x).squeeze(-1)
 
     def preprocess(self, obs: Tensor) -> Tensor:
         if not obs.isfinite().all():
@@ -180,11 +182,7 @@ class Agent(nn.Module):
         if self.norm_obs:
             obs = (obs.double() - self.obs_stats.mean) / (self.obs_stats.var + 1e-8).sqrt()
             obs = obs.clamp(-10, 10)
-        return obs.to(torch.get_default_dtype()).reshape(len(obs), -1)
-
-    def policy_and_values(self, inputs: Tensor) -> tuple[Distribution, Tensor]:
-        policy = Independent(Normal(self.actor(inputs), self.log_std.exp()), 1)
-        return policy, self.critic(inputs).squeeze(-1)
+        return obs.float().reshape(len(obs), -1)
 
 
 # ---- The algorithm ----
@@ -198,14 +196,14 @@ class Rollout(NamedTuple):
     rewards: Tensor  # (T, N), r_t
     terminated: Tensor  # (T, N), bool: a_t led to a terminal state
     truncated: Tensor  # (T, N), bool: a time limit cut the episode off
-    final_obs: Tensor  # (F, *O), those states, by t and n
+    final_obs: Tensor  # (F, *O), the states where one did, by t and n
     next_obs: Tensor  # (N, *O), the states after the last step
 
 
 class Batch(NamedTuple):
     """The transitions of a rollout, or a minibatch of them."""
 
-    inputs: Tensor  # (B, ...), preprocessed
+    obs: Tensor  # (B, *O), s
     actions: Tensor  # (B, *A)
     old_log_probs: Tensor  # (B,), log π_old(a|s)
     old_values: Tensor  # (B,), V(s) before the update
@@ -217,7 +215,7 @@ class Batch(NamedTuple):
 def collect(envs: VectorEnv, agent: Agent, obs: Tensor, args: Args) -> Rollout:
     """Takes T steps from the observations obs (N, *O)."""
     tensor = partial(torch.as_tensor, device=args.device)
-    steps, final_obs = [], [obs[:0]]
+    steps, final_obs = [], [obs[:0]]  # empty, for torch.cat
     for _ in range(args.num_steps):
         policy, values = agent(obs)
         actions = policy.sample()
@@ -249,9 +247,9 @@ def make_batch(agent: Agent, rollout: Rollout, args: Args) -> Batch:
     next_values = torch.cat([rollout.values[1:], last_values[None]])
     next_values[rollout.truncated] = final_values  # not the next episode's
     advantages = compute_gae(rollout, next_values, args)
-    columns = rollout.actions, rollout.log_probs, rollout.values, advantages, advantages + rollout.values
-    inputs = agent.preprocess(rollout.obs.flatten(0, 1))
-    return Batch(inputs, *(column.flatten(0, 1) for column in columns))
+    returns = advantages + rollout.values
+    columns = rollout.obs, rollout.actions, rollout.log_probs, rollout.values, advantages, returns
+    return Batch(*(column.flatten(0, 1) for column in columns))
 
 
 def surrogate(policy: Distribution, batch: Batch) -> Tensor:
@@ -287,9 +285,9 @@ def policy_step(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor]:
     """Maximises the surrogate with the mean KL at most δ (appendix C). The policy stays if no step does."""
     parameters = [*agent.actor.parameters(), agent.log_std]
     start = parameters_to_vector(parameters).detach()
-    policy, _ = agent.policy_and_values(batch.inputs)
+    policy, _ = agent(batch.obs)
     with torch.no_grad():
-        old_policy, _ = agent.policy_and_values(batch.inputs)
+        old_policy, _ = agent(batch.obs)
     old_surrogate = surrogate(policy, batch)
     g = flat_gradient(old_surrogate, parameters, retain_graph=True)
     kl = kl_divergence(old_policy, policy).mean()  # 0 here, as is its gradient; its Hessian is A
@@ -300,7 +298,7 @@ def policy_step(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor]:
     for backtrack in range(10):
         vector_to_parameters(start + 0.8**backtrack * length * direction, parameters)
         with torch.no_grad():
-            policy, _ = agent.policy_and_values(batch.inputs)
+            policy, _ = agent(batch.obs)
             gain = surrogate(policy, batch) - old_surrogate
             kl = kl_divergence(old_policy, policy).mean()
         if gain > 0 and kl <= args.max_kl:
@@ -317,7 +315,7 @@ def fit_critic(agent: Agent, optimizer: Optimizer, batch: Batch, args: Args) -> 
     for _ in range(args.critic_epochs):
         permutation = torch.randperm(len(batch.returns), device=args.device)
         for indices in permutation.tensor_split(args.num_minibatches):
-            _, values = agent.policy_and_values(batch.inputs[indices])
+            _, values = agent(batch.obs[indices])
             loss = 0.5 * ((values - batch.returns[indices]) ** 2).mean()
             optimizer.zero_grad()
             loss.backward()
@@ -340,7 +338,7 @@ def train(args: Args, run_dir: Path) -> Agent:
     torch.set_num_threads(1)
     Distribution.set_default_validate_args(False)  # its checks are slow
     envs = make_envs(args, args.num_envs)
-    agent = Agent(envs, args).to(args.device).eval()  # no dropout in ratios
+    agent = Agent(envs, args).to(args.device).eval()  # dropout would be noise in ratios
     optimizer = Adam(agent.critic.parameters(), args.critic_learning_rate, fused=True)
     scaler = RewardScaler(args)
     parts = {"agent": agent, "optimizer": optimizer, "reward_stats": scaler.stats}
@@ -348,7 +346,7 @@ def train(args: Args, run_dir: Path) -> Agent:
     batch_size, left = args.num_envs * args.num_steps, args.total_timesteps - step
     if not 2 * args.num_minibatches <= batch_size <= left:
         raise gym.error.Error(f"batch of {batch_size}: not from 2 * num_minibatches to {left} steps left")
-    seeds = np.random.SeedSequence([args.seed, step]).generate_state(args.num_envs) // 2
+    seeds = np.random.SeedSequence([args.seed, step]).generate_state(args.num_envs) // 2  # < 2**31
     torch.manual_seed(seeds[0])  # new actions if resumed
     obs = torch.as_tensor(envs.reset(seed=seeds.tolist())[0], device=args.device)
     if args.track:
@@ -364,7 +362,7 @@ def train(args: Args, run_dir: Path) -> Agent:
             rollout = rollout._replace(rewards=rewards)
         batch = make_batch(agent, rollout, args)
         history = update(agent, optimizer, batch, args)
-        agent.obs_stats.update(rollout.obs.flatten(0, 1))  # not before: π_θ would not start as π_old
+        agent.obs_stats.update(batch.obs)  # not before: π_θ would not start as π_old
         obs, step = rollout.next_obs, step + batch_size
         log(writer, bar, step, envs, agent, batch, history)
         save_checkpoint(run_dir / "checkpoint.pt", args, step, parts)
