@@ -66,8 +66,7 @@ def test_a_batch_is_the_rollout_flattened_with_advantages_and_returns(ppo, recor
     rollout = ppo.collect(envs, agent, obs, args)
     batch = ppo.make_batch(agent, rollout, args)
     advantages = estimates[0].result
-    columns = rollout.obs, rollout.actions, rollout.log_probs, rollout.values
-    for got, expected in zip(batch, (*columns, advantages, advantages + rollout.values), strict=True):
+    for got, expected in zip(batch, (*rollout[:4], advantages, advantages + rollout.values), strict=True):
         assert torch.equal(got.unflatten(0, (8, 3)), expected)
     assert all(column.dtype == torch.float32 for column in batch[2:])
 

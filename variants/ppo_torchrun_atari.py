@@ -371,12 +371,12 @@ def save_checkpoint(path: Path, args: Args, step: int, parts: dict[str, Any]) ->
 
 
 def load_checkpoint(path: Path, **parts: Any) -> dict[str, Any]:
-    """A checkpoint, with args as Args; restores parts such as agent=agent."""
+    """A checkpoint, with args as Args but for device; restores parts such as agent=agent."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         for name, part in parts.items():
             part.load_state_dict(checkpoint[name])
-        return checkpoint | {"args": Args(**checkpoint["args"])}
+        return checkpoint | {"args": Args(**checkpoint["args"] | {"device": Args.device})}
     except Exception as error:
         raise gym.error.Error(f"{path} does not fit script or environment") from error
 

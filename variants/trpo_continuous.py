@@ -346,7 +346,7 @@ def train(args: Args, run_dir: Path) -> Agent:
     batch_size, left = args.num_envs * args.num_steps, args.total_timesteps - step
     if not 2 * args.num_minibatches <= batch_size <= left:
         raise gym.error.Error(f"batch of {batch_size}: not from 2 * num_minibatches to {left} steps left")
-    seeds = np.random.SeedSequence([args.seed, step]).generate_state(args.num_envs) // 2  # < 2**31
+    seeds = np.random.SeedSequence([args.seed, step]).generate_state(args.num_envs) // 2
     torch.manual_seed(seeds[0])  # new actions if resumed
     obs = torch.as_tensor(envs.reset(seed=seeds.tolist())[0], device=args.device)
     if args.track:
@@ -400,12 +400,12 @@ def save_checkpoint(path: Path, args: Args, step: int, parts: dict[str, Any]) ->
 
 
 def load_checkpoint(path: Path, **parts: Any) -> dict[str, Any]:
-    """A checkpoint, with args as Args; restores parts such as agent=agent."""
+    """A checkpoint, with args as Args but for device; restores parts such as agent=agent."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         for name, part in parts.items():
             part.load_state_dict(checkpoint[name])
-        return checkpoint | {"args": Args(**checkpoint["args"])}
+        return checkpoint | {"args": Args(**checkpoint["args"] | {"device": Args.device})}
     except Exception as error:
         raise gym.error.Error(f"{path} does not fit script or environment") from error
 
