@@ -66,9 +66,8 @@ def test_an_update_is_that_of_ppo_continuous(clip_vloss, max_grad_norm, target_k
         torch.manual_seed(2)
         theirs = plain.update(expected, optimizers[0], batch, clip_coef, args)
         torch.manual_seed(2)
-        ours = fast.update(
-            gradient, optimizers[1], batch._replace(obs=agent.preprocess(obs)), clip_coef, args
-        )
+        of_fast = gradient, optimizers[1], batch._replace(obs=agent.preprocess(obs))
+        ours = fast.update(*of_fast, clip_coef, args)
         steps.append(len(ours))
         torch.testing.assert_close(ours, theirs, rtol=5e-4, atol=5e-6)  # all metrics of each minibatch
         weights = [parameters_to_vector(module.parameters()) for module in (agent, expected)]
