@@ -354,7 +354,7 @@ def save_checkpoint(path: Path, args: Args, step: int, parts: dict[str, Any]) ->
 
 
 def load_checkpoint(path: Path, **parts: Any) -> dict[str, Any]:
-    """A checkpoint, with args as Args but for device; restores parts such as agent=agent."""
+    """A checkpoint, with args as Args of the default device; restores parts such as agent=agent."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         for name, part in parts.items():

@@ -178,7 +178,7 @@ class Agent(nn.Module):
         policy = Independent(Normal(self.actor(x), self.log_std.exp()), 1)
         return policy, self.critic(x).squeeze(-1)
 
-    def preprocess(self, obs: Tensor) -> Tensor:
+    def preprocess(self, obs: Tensor) -> Tensor:  # (B, O)
         if not obs.isfinite().all():
             raise FloatingPointError(f"observation after step {self.obs_stats.count:.0f} is not finite")
         if self.norm_obs:
@@ -375,7 +375,7 @@ def save_checkpoint(path: Path, args: Args, step: int, parts: dict[str, Any]) ->
 
 
 def load_checkpoint(path: Path, **parts: Any) -> dict[str, Any]:
-    """A checkpoint, with args as Args but for device; restores parts such as agent=agent."""
+    """A checkpoint, with args as Args of the default device; restores parts such as agent=agent."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         for name, part in parts.items():
